@@ -1,0 +1,40 @@
+"""Grouped-query attention with QK-Norm (Qwen3 report, section 2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from kernels.flash_attention import api as flash_attention
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.parts import RMSNorm, normal_parameter
+from qwen3_jax.models.rope import rotate
+from qwen3_jax.sharding import constrain
+
+
+class Attention(nnx.Module):
+  """Parameters stacked over L; the call works on one layer's slice."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    L, D, N, K, H = config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+    self.dtype = config.dtype
+    self.query = normal_parameter(rngs, config, (L, D, N, H), ("layers", "embed", "heads", "head_dim"))
+    self.key = normal_parameter(rngs, config, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
+    self.value = normal_parameter(rngs, config, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
+    self.output = normal_parameter(rngs, config, (L, N, H, D), ("layers", "heads", "head_dim", "embed"))
+    self.query_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
+    self.key_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
+
+  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
+    """x [B, T, D] -> [B, T, D]; a token sees itself and the earlier tokens of its segment."""
+    query = jnp.einsum("btd,dnh->btnh", x, self.query[...].astype(self.dtype))
+    key = jnp.einsum("btd,dkh->btkh", x, self.key[...].astype(self.dtype))
+    value = jnp.einsum("btd,dkh->btkh", x, self.value[...].astype(self.dtype))
+    query = constrain(rotate(self.query_norm(query), *rope), "batch", "length", "heads", "head_dim")
+    key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
+    value = constrain(value, "batch", "length", "kv_heads", "head_dim")
+    attended = flash_attention.attention(query, key, value, segment_ids)
+    attended = checkpoint_name(attended, "attention_output")
+    return jnp.einsum("btnh,nhd->btd", attended, self.output[...].astype(self.dtype))

@@ -1,0 +1,29 @@
+"""SwiGLU feed-forward (Shazeer 2020)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.parts import normal_parameter
+from qwen3_jax.sharding import constrain
+
+
+class FeedForward(nnx.Module):
+  """down(silu(gate(x)) * up(x)). Parameters stacked over L; the call works on one layer's slice."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    L, D, F = config.num_layers, config.hidden_size, config.intermediate_size
+    self.dtype = config.dtype
+    self.gate = normal_parameter(rngs, config, (L, D, F), ("layers", "embed", "mlp"))
+    self.up = normal_parameter(rngs, config, (L, D, F), ("layers", "embed", "mlp"))
+    self.down = normal_parameter(rngs, config, (L, F, D), ("layers", "mlp", "embed"))
+
+  def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, None]:
+    """x [B, T, D] -> ([B, T, D], None): no router, no statistics."""
+    gate = jnp.einsum("btd,df->btf", x, self.gate[...].astype(self.dtype))
+    up = jnp.einsum("btd,df->btf", x, self.up[...].astype(self.dtype))
+    hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
+    return jnp.einsum("btf,fd->btd", hidden, self.down[...].astype(self.dtype)), None

@@ -1,0 +1,122 @@
+"""Mixture of experts: float32 softmax router, top-k, dropless dispatch (Qwen3 report, section 2).
+
+`balance_loss` is the global-batch load-balancing loss of "Demons in the Detail" (Qiu et al. 2025).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from kernels.grouped_matmul import api as grouped_matmul
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.parts import normal_parameter
+from qwen3_jax.sharding import BATCH_AXES, constrain, current_mesh
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterStatistics:
+  """Sums over the tokens of a batch that are not padding; add them to merge batches. float32.
+
+  Within the model's output every field has a leading axis L.
+  """
+
+  slots: jax.Array  # [E] how many of the tokens' k choices fell on each expert; carries no gradient
+  probability: jax.Array  # [E] sum of the router's probability of each expert
+  tokens: jax.Array  # [] number of tokens
+
+
+def balance_loss(statistics: RouterStatistics, slots: jax.Array, slot_tokens: jax.Array) -> jax.Array:
+  """Sum over layers of E * sum_e f_e P_e; a balanced layer contributes 1.
+
+  f_e is expert e's share of `slots` [L, E], counted over the whole global batch of `slot_tokens` tokens, and P_e
+  its mean probability over that batch, of which `statistics` may be one micro-batch. Gradient flows through P_e only.
+  """
+  E = slots.shape[-1]
+  share = jax.lax.stop_gradient(slots / jnp.maximum(jnp.sum(slots, axis=-1, keepdims=True), 1.0))
+  mean_probability = statistics.probability / jnp.maximum(slot_tokens, 1.0)[..., None]
+  return E * jnp.sum(share * mean_probability)
+
+
+def pooled_balance_loss(statistics: RouterStatistics) -> jax.Array:
+  """The auxiliary loss as transformers computes it: f and P pooled over layers, f summing to k (balanced = k)."""
+  tokens = jnp.maximum(jnp.sum(statistics.tokens), 1.0)
+  share = jax.lax.stop_gradient(jnp.sum(statistics.slots, axis=0) / tokens)
+  probability = jnp.sum(statistics.probability, axis=0) / tokens
+  return share.shape[-1] * jnp.sum(share * probability)
+
+
+class MixtureOfExperts(nnx.Module):
+  """Parameters stacked over L; the call works on one layer's slice."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    L, D, F, E = config.num_layers, config.hidden_size, config.intermediate_size, config.num_experts
+    self.dtype = config.dtype
+    self.experts_per_token = config.num_experts_per_token
+    self.renormalise = config.norm_topk_prob
+    self.router = normal_parameter(rngs, config, (L, D, E), ("layers", "embed", "experts"))
+    self.gate = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "embed", "mlp"))
+    self.up = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "embed", "mlp"))
+    self.down = normal_parameter(rngs, config, (L, E, F, D), ("layers", "experts", "mlp", "embed"))
+
+  def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, RouterStatistics]:
+    """x [B, T, D] -> ([B, T, D], statistics over tokens whose segment id is not 0)."""
+    logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), self.router[...].astype(jnp.float32))
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    weights, experts = jax.lax.top_k(probabilities, self.experts_per_token)  # [B, T, k]
+    if self.renormalise:
+      weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+    real = (segment_ids != 0).astype(jnp.float32)  # [B, T]
+    E = logits.shape[-1]
+    chosen = jnp.sum(jax.nn.one_hot(experts, E, dtype=jnp.float32), axis=2)  # [B, T, E]
+    statistics = RouterStatistics(
+      slots=jax.lax.stop_gradient(jnp.einsum("bte,bt->e", chosen, real)),
+      probability=jnp.einsum("bte,bt->e", probabilities, real),
+      tokens=jnp.sum(real),
+    )
+    matrices = tuple(matrix[...].astype(self.dtype) for matrix in (self.gate, self.up, self.down))
+    y = _on_batch_shards(grouped_dispatch, batch=x.shape[0])(x, weights.astype(x.dtype), experts, *matrices)
+    return constrain(y, "batch", "length", "embed"), statistics
+
+
+def _on_batch_shards(dispatch, batch: int):
+  """Runs `dispatch` on every batch shard's own tokens with all experts, when a mesh is in use that divides the batch."""
+  mesh = current_mesh()
+  if mesh is None or batch % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+    return dispatch
+  tokens, replicated = P(BATCH_AXES), P()
+  specs = (tokens, tokens, tokens, replicated, replicated, replicated)
+  return jax.shard_map(dispatch, mesh=mesh, in_specs=specs, out_specs=tokens, check_vma=False)
+
+
+def dense_dispatch(x, weights, experts, gate, up, down):
+  """Every expert on every token: the reference. Shapes as in `grouped_dispatch`."""
+  E = gate.shape[0]
+  combine = jnp.einsum("btk,btke->bte", weights, jax.nn.one_hot(experts, E, dtype=weights.dtype))
+  hidden = jax.nn.silu(jnp.einsum("btd,edf->btef", x, gate)) * jnp.einsum("btd,edf->btef", x, up)
+  return jnp.einsum("btef,efd,bte->btd", hidden, down, combine)
+
+
+def grouped_dispatch(x, weights, experts, gate, up, down):
+  """Tokens sorted by expert, one grouped matmul per matrix, weighted sum of each token's k results.
+
+  x [B, T, D], weights [B, T, k], experts int32 [B, T, k], gate/up [E, D, F], down [E, F, D] -> [B, T, D].
+  """
+  B, T, D = x.shape
+  k, E = experts.shape[-1], gate.shape[0]
+  slot_expert = experts.reshape(-1)  # [B*T*k]
+  order = jnp.argsort(slot_expert, stable=True)
+  group_sizes = jnp.bincount(slot_expert, length=E)
+  multiply = functools.partial(grouped_matmul.grouped_matmul, group_sizes=group_sizes)
+  rows = x.reshape(B * T, D)[order // k]
+  hidden = jax.nn.silu(multiply(rows, gate)) * multiply(rows, up)
+  results = multiply(hidden, down)[jnp.argsort(order)]  # back in slot order
+  return jnp.einsum("skd,sk->sd", results.reshape(B * T, k, D), weights.reshape(B * T, k)).reshape(B, T, D)

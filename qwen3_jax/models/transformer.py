@@ -1,0 +1,181 @@
+"""The Qwen3 decoder: embedding, L identical layers under one scan, final norm, head."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen3_jax.models.attention import Attention
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.feed_forward import FeedForward
+from qwen3_jax.models.moe import MixtureOfExperts, RouterStatistics
+from qwen3_jax.models.parts import RMSNorm, normal_parameter
+from qwen3_jax.models.rope import rotation
+from qwen3_jax.sharding import constrain
+
+Parameters = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+  """What the layers produce, before the head."""
+
+  final: jax.Array  # [B, T, D] after the final norm
+  layers: jax.Array | None  # [L, B, T, D] each layer's input, when asked for
+  router: RouterStatistics | None  # leading axis L; None when dense
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+  logits: jax.Array  # float32 [B, T, V]
+  router: RouterStatistics | None
+
+
+class Embedding(nnx.Module):
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, std: float):
+    self.dtype = config.dtype
+    shape = (config.vocab_size, config.hidden_size)
+    self.embedding = normal_parameter(rngs, config, shape, ("vocab", "embed"), std)
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+
+
+class Head(nnx.Module):
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, std: float):
+    self.kernel = normal_parameter(rngs, config, (config.hidden_size, config.vocab_size), ("embed", "vocab"), std)
+
+
+class DecoderLayers(nnx.Module):
+  """All layers: parameters stacked over L, the call works on one layer's slice."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    norm = (config.num_layers, config.hidden_size)
+    self.attention_norm = RMSNorm(config, norm, ("layers", "embed"))
+    self.attention = Attention(config, rngs)
+    self.feed_forward_norm = RMSNorm(config, norm, ("layers", "embed"))
+    self.feed_forward = (MixtureOfExperts if config.is_moe else FeedForward)(config, rngs)
+
+  def __call__(self, x, rope, segment_ids) -> tuple[jax.Array, RouterStatistics | None]:
+    with jax.named_scope("attention"):
+      x = x + self.attention(self.attention_norm(x), rope, segment_ids)
+      x = constrain(x, "batch", "length", "embed")
+    with jax.named_scope("feed_forward"):
+      y, statistics = self.feed_forward(self.feed_forward_norm(x), segment_ids)
+      return constrain(x + y, "batch", "length", "embed"), statistics
+
+
+class Transformer(nnx.Module):
+  """A Qwen3 model. `Transformer(config, nnx.Rngs(seed))` initialises for training from scratch.
+
+  Matrices are N(0, 0.02) as released, except that the rows which make logits have std at most 0.5 / sqrt(D):
+  the final norm hands the head vectors of length sqrt(D), so logits start with std 0.5 and the loss at ln(V) in every
+  size, where a flat 0.02 would start 7% above it at D = 4096 (our choice).
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    head_std = min(config.initializer_range, 0.5 / config.hidden_size**0.5)
+    self.embed = Embedding(config, rngs, head_std if config.tie_word_embeddings else config.initializer_range)
+    self.layers = DecoderLayers(config, rngs)
+    self.final_norm = RMSNorm(config, (config.hidden_size,), ("embed",))
+    if not config.tie_word_embeddings:
+      self.head = Head(config, rngs, head_std)
+
+  @property
+  def head_kernel(self) -> jax.Array:
+    """[D, V]; the transposed embedding when tied."""
+    return self.embed.embedding[...].T if self.config.tie_word_embeddings else self.head.kernel[...]
+
+  def hidden(
+    self,
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    return_layers: bool = False,
+  ) -> Hidden:
+    """Runs the layers on tokens int32 [B, T]; see `__call__`. `return_layers` also keeps every layer's input."""
+    if tokens.ndim != 2:
+      raise ValueError(f"tokens must be [B, T], got shape {tokens.shape}")
+    if positions is None:
+      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    if segment_ids is None:
+      segment_ids = jnp.ones(tokens.shape, jnp.int32)
+    x = constrain(self.embed(tokens), "batch", "length", "embed")
+    rope = rotation(self.config, positions)
+    graph, state = nnx.split(self.layers)
+
+    def layer(x: jax.Array, parameters: Parameters):
+      y, statistics = nnx.merge(graph, parameters)(x, rope, segment_ids)
+      return y, (x if return_layers else None, statistics)
+
+    if self.config.remat != "none":
+      layer = jax.checkpoint(layer, policy=_REMAT[self.config.remat], prevent_cse=self.config.unroll_layers)
+    unroll = self.config.num_layers if self.config.unroll_layers else 1
+    x, (layers, router) = jax.lax.scan(layer, x, nnx.to_pure_dict(state), unroll=unroll)
+    return Hidden(self.final_norm(x), layers, router)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Final hidden states [..., D] -> float32 [..., V]."""
+    kernel = self.head_kernel.astype(self.config.dtype)
+    return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+  def __call__(
+    self, tokens: jax.Array, positions: jax.Array | None = None, segment_ids: jax.Array | None = None
+  ) -> Output:
+    """Logits of the next token.
+
+    Args:
+      tokens: int32 [B, T].
+      positions: int32 [B, T], 0..T-1 unless given.
+      segment_ids: int32 [B, T]; a token sees only its own segment; 0 is padding. One segment unless given.
+
+    Returns:
+      Output: logits float32 [B, T, V]; router statistics summed over tokens that are not padding, None when dense.
+    """
+    hidden = self.hidden(tokens, positions, segment_ids)
+    return Output(self.logits(hidden.final), hidden.router)
+
+
+_REMAT = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "attention": jax.checkpoint_policies.save_only_these_names("attention_output"),
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def parameters(model: Transformer) -> Parameters:
+  """The model's parameters as a plain nested dict of arrays."""
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def abstract_model(config: ModelConfig) -> Transformer:
+  """The model with shapes in place of arrays; allocates nothing."""
+  return nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))
+
+
+def from_parameters(config: ModelConfig, params: Parameters) -> Transformer:
+  """A model that computes with `params` (arrays or tracers, not copied)."""
+  return nnx.merge(nnx.graphdef(abstract_model(config)), params)
+
+
+def abstract_parameters(config: ModelConfig) -> Parameters:
+  """`parameters` as ShapeDtypeStructs."""
+  return parameters(abstract_model(config))
+
+
+def logical_axes(config: ModelConfig) -> Parameters:
+  """The logical name of every axis of every parameter: tuples in the tree of `parameters`."""
+  state = nnx.state(abstract_model(config), nnx.Param)
+  return nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("axes"))
+
+
+def initialize(config: ModelConfig, seed: int | jax.Array) -> Parameters:
+  """Fresh parameters from a seed; jit it with `out_shardings` to initialise directly into shardings."""
+  return parameters(Transformer(config, nnx.Rngs(seed)))

@@ -1,0 +1,111 @@
+"""The device mesh, and one table from the logical names of axes to mesh axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen3_jax.models.config import ModelConfig
+
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")  # a batch is split over all of these
+
+# Logical name -> mesh axes that split it. Parameters use the names of their axes; activations "batch" and "length".
+RULES: dict[str, tuple[str, ...]] = {
+  "batch": BATCH_AXES,
+  "length": ("context",),
+  "layers": (),
+  "embed": ("fsdp",),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "head_dim": (),
+  "mlp": ("tensor",),
+  "experts": ("expert",),
+  "vocab": ("tensor",),
+}
+# An activation's hidden axis stays whole: its batch axis already uses fsdp.
+_ACTIVATION_RULES = {**RULES, "embed": ()}
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh over `devices` (all of them unless given); one axis may be -1: whatever is left.
+
+  Raises ValueError when the axes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  unknown = sorted(set(shape) - set(MESH_AXES))
+  if unknown:
+    raise ValueError(f"mesh: unknown axes {', '.join(unknown)}; known: {', '.join(MESH_AXES)}")
+  sizes = [int(shape.get(axis, 1)) for axis in MESH_AXES]
+  written = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
+  if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    raise ValueError(f"mesh ({written}): sizes must be positive, and at most one may be -1")
+  known = int(np.prod([size for size in sizes if size != -1]))
+  if -1 in sizes:
+    sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+  if int(np.prod(sizes)) != len(devices):
+    raise ValueError(f"mesh ({written}) does not fit {len(devices)} devices")
+  return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def partition_spec(names: Sequence[str], rules: Mapping[str, tuple[str, ...]] = RULES) -> P:
+  """Logical names of an array's axes -> PartitionSpec. Raises ValueError if a mesh axis would split two of them."""
+  used: dict[str, str] = {}
+  entries: list[Any] = []
+  for name in names:
+    if name not in rules:
+      raise ValueError(f"Unknown logical axis {name!r}; known: {', '.join(rules)}")
+    for axis in rules[name]:
+      if axis in used:
+        raise ValueError(f"Axes {tuple(names)}: mesh axis {axis!r} would split both {used[axis]!r} and {name!r}")
+      used[axis] = name
+    entries.append(rules[name] if len(rules[name]) > 1 else rules[name][0] if rules[name] else None)
+  return P(*entries)
+
+
+def _divisible(spec: P, shape: Sequence[int], mesh: Mesh) -> P:
+  """`spec` without the mesh axes that do not divide their array axis."""
+  entries = []
+  for entry, size in zip(spec, shape):
+    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    parts = int(np.prod([mesh.shape[axis] for axis in axes]))
+    entries.append(entry if size % parts == 0 else None)
+  return P(*entries)
+
+
+def parameter_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+  """NamedSharding of every parameter; an axis that its mesh axes do not divide stays whole."""
+  from qwen3_jax.models.transformer import abstract_parameters, logical_axes
+
+  def sharding(shape: jax.ShapeDtypeStruct, names: tuple[str, ...]) -> NamedSharding:
+    return NamedSharding(mesh, _divisible(partition_spec(names), shape.shape, mesh))
+
+  return jax.tree.map(sharding, abstract_parameters(config), logical_axes(config))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Of every field [B, T] of a Batch."""
+  return NamedSharding(mesh, partition_spec(("batch", "length")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def current_mesh():
+  """The mesh of the enclosing `jax.set_mesh`, or None outside one or on a single device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+  """Pins an activation's sharding by the logical names of its axes; does nothing outside a mesh."""
+  mesh = current_mesh()
+  if mesh is None:
+    return x
+  return jax.lax.with_sharding_constraint(x, _divisible(partition_spec(names, _ACTIVATION_RULES), x.shape, mesh))
