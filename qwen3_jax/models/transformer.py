@@ -44,7 +44,8 @@ class Embedding(nnx.Module):
     self.embedding = normal_parameter(rngs, config, shape, ("vocab", "embed"), std)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+    table = constrain(self.embedding[...].astype(self.dtype), "vocab", "embed")  # gathered over fsdp before the lookup
+    return jnp.take(table, tokens, axis=0)
 
 
 class Head(nnx.Module):

@@ -1,0 +1,148 @@
+"""The train step: the only place with gradients, accumulation, clipping and the update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qwen3_jax.batch import Batch
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.moe import RouterStatistics, balance_loss
+from qwen3_jax.models.transformer import Parameters, from_parameters
+from qwen3_jax.objectives.loss_output import LossOutput, Objective
+from qwen3_jax.train_state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+  config: ModelConfig,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  *,
+  clip_norm: float = 1.0,
+  micro_batches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """One optimizer step on a global batch [B, T]; pure, to be jitted with the state donated.
+
+  The gradient is that of `sum of losses / sum of weights + router_aux_loss_coef * balance loss` over the whole batch,
+  whatever `micro_batches` is. The balance loss needs the expert counts of the whole batch before any micro-batch's
+  gradient, so with a MoE model and several micro-batches a forward pass buffers them first.
+
+  A step whose loss or gradient is not finite changes nothing but the counters.
+  """
+
+  def differentiated(params: Parameters, batch: Batch, rng: jax.Array, total: LossOutput | None):
+    """Loss times the global weight, so that micro-batches add up."""
+    output = objective(from_parameters(config, params), batch, rng)
+    loss = output.loss_sum
+    if output.router is not None:
+      total = jax.lax.stop_gradient(output if total is None else total)
+      assert total.router is not None
+      balance = balance_loss(output.router, total.router.slots, total.router.tokens)
+      loss += total.weight * config.router_aux_loss_coef * balance
+    return loss, output
+
+  gradient = jax.grad(differentiated, has_aux=True)
+
+  def accumulated_gradient(params: Parameters, batch: Batch, rng: jax.Array) -> tuple[Parameters, LossOutput]:
+    """Sum over micro-batches of the gradient and of the outputs."""
+    if micro_batches == 1:
+      return gradient(params, batch, rng, None)
+    inputs = (_split(batch, micro_batches), jax.random.split(rng, micro_batches))
+    shapes = jax.eval_shape(lambda xs: objective(from_parameters(config, params), xs[0], xs[1]), _first(inputs))
+    nothing = _zeros_like(shapes)
+
+    total = None
+    if config.is_moe:
+      forward = lambda sums, xs: (_add(sums, objective(from_parameters(config, params), *xs)), None)
+      total, _ = jax.lax.scan(forward, nothing, inputs)
+
+    def micro_step(sums, xs):
+      return _add(sums, gradient(params, *xs, total)), None
+
+    sums, _ = jax.lax.scan(micro_step, (_zeros_like(params), nothing), inputs)
+    return sums
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    gradients, output = accumulated_gradient(state.params, batch, jax.random.fold_in(state.rng, state.step))
+    weight = jnp.maximum(output.weight, 1e-8)
+    norm = optax.global_norm(gradients) / weight
+    scale = 1.0 / weight if not clip_norm else jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) / weight
+    gradients = jax.tree.map(lambda g: g * scale, gradients)
+
+    learning_rate = schedule(state.step)
+    directions, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    updates = jax.tree.map(lambda direction: -learning_rate * direction, directions)
+    finite = jnp.isfinite(norm) & jnp.isfinite(output.loss_sum)
+    keep = lambda new, old: jnp.where(finite, new, old)
+    new_state = TrainState(
+      step=state.step + 1,
+      params=jax.tree.map(keep, optax.apply_updates(state.params, updates), state.params),
+      optimizer=jax.tree.map(keep, optimizer_state, state.optimizer),
+      rng=state.rng,
+      skipped=jnp.where(finite, 0, state.skipped + 1),
+    )
+    metrics = {name: value / weight for name, value in output.metrics.items()} | {
+      "gradient_norm": norm,
+      "update_norm": optax.global_norm(updates),
+      "parameter_norm": optax.global_norm(new_state.params),
+      "learning_rate": jnp.asarray(learning_rate, jnp.float32),
+      "skipped_steps": new_state.skipped,
+    }
+    if output.router is not None:
+      metrics |= router_metrics(output.router)
+    return new_state, metrics
+
+  return train_step
+
+
+def make_evaluation_step(config: ModelConfig, objective: Objective) -> Callable[[Parameters, Batch], LossOutput]:
+  """Sums of the objective over one batch, without gradients; to be jitted."""
+
+  def evaluation_step(params: Parameters, batch: Batch) -> LossOutput:
+    output = objective(from_parameters(config, params), batch, jax.random.PRNGKey(0))
+    return dataclasses.replace(output, router=None)
+
+  return evaluation_step
+
+
+def router_metrics(router: RouterStatistics) -> Metrics:
+  """How evenly experts are used, averaged over layers.
+
+  balance_loss: 1 when balanced. expert_load_entropy: entropy of the experts' shares over ln(E), in [0, 1].
+  expert_max_violation: the busiest expert's load over the mean, minus 1.
+  """
+  L, E = router.slots.shape
+  share = router.slots / jnp.maximum(jnp.sum(router.slots, axis=-1, keepdims=True), 1.0)
+  entropy = -jnp.sum(share * jnp.log(jnp.maximum(share, 1e-30)), axis=-1) / jnp.log(E)
+  return {
+    "balance_loss": balance_loss(router, router.slots, router.tokens) / L,
+    "expert_load_entropy": jnp.mean(entropy),
+    "expert_max_violation": jnp.mean(jnp.max(share, axis=-1) * E - 1.0),
+  }
+
+
+def _split(batch: Batch, n: int) -> Batch:
+  """[B, T] -> [n, B/n, T]. Micro-batch i takes rows i, i+n, ...: each device keeps its own rows."""
+  B, T = batch.shape
+  if B % n:
+    raise ValueError(f"batch of {B} sequences does not split into micro_batches={n}")
+  return jax.tree.map(lambda x: x.reshape(B // n, n, T).swapaxes(0, 1), batch)
+
+
+def _first(tree):
+  return jax.tree.map(lambda x: x[0], tree)
+
+
+def _zeros_like(tree):
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+
+def _add(a, b):
+  return jax.tree.map(jnp.add, a, b)
