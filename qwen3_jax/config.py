@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -47,22 +48,24 @@ def base_config(model: str = "qwen3-0.6b") -> ConfigDict:
   return config
 
 
-def corpus(source: str, **changes) -> ConfigDict:
+def corpus(source: str, **changes: Any) -> ConfigDict:
   """One corpus. `source` is `kind:location`; qwen3_jax/data/sources.py lists the kinds."""
   config = ConfigDict()
-  config.source = source  # e.g. "jsonl:/data/web/*.jsonl.zst", "python:" (this installation's own text), "prepared:/data/tok"
+  # e.g. "jsonl:/data/web/*.jsonl.zst", "python:" (this installation's own text), "prepared:/data/tokens".
+  config.source = source
   config.text_field = "text"  # field that holds the text, for records
   config.domain = ""  # label for records that carry none; "" is the corpus's name
   config.language = ""  # likewise
   config.validation_fraction = 0.02  # share of documents (by hash) kept for validation
+  config.limit_megabytes = 0  # raw text read from the source, in MB; 0 reads all
   config.update(changes)
   return config
 
 
-def pretrain_stage(**changes) -> ConfigDict:
+def pretrain_stage(**changes: Any) -> ConfigDict:
   """One pre-training stage. A stage continues from the one before it in the pipeline, optimizer state included."""
   config = ConfigDict()
-  config.kind = "pretrain"
+  config.kind = "pretrain"  # what kind of stage this is; fixed by the function that makes it
   config.sequence_length = 4096  # T
   config.batch_size = 256  # B: sequences per step over all devices and micro-batches
   config.micro_batches = 1  # gradient accumulation: the step's batch is cut into so many
@@ -73,14 +76,14 @@ def pretrain_stage(**changes) -> ConfigDict:
   config.length_buckets = ()
 
   config.optimizer = ConfigDict()
-  config.optimizer.peak_lr = 3e-4
+  config.optimizer.peak_lr = 3e-4  # learning rate after the warm-up
   config.optimizer.final_lr = 3e-5  # reached at the end of the stage when the schedule decays
   config.optimizer.schedule = "wsd"  # wsd (warm up, stay, decay), cosine or constant
-  config.optimizer.warmup_steps = 0
+  config.optimizer.warmup_steps = 0  # linear from 0; 0 starts at peak_lr
   config.optimizer.decay_fraction = 0.0  # wsd: last share of the stage that decays; 1.0 decays throughout
-  config.optimizer.beta1 = 0.9
-  config.optimizer.beta2 = 0.95
-  config.optimizer.epsilon = 1e-8
+  config.optimizer.beta1 = 0.9  # Adam's mean of gradients
+  config.optimizer.beta2 = 0.95  # Adam's mean of squared gradients
+  config.optimizer.epsilon = 1e-8  # added to the root of the latter
   config.optimizer.weight_decay = 0.1  # decoupled; matrices only
   config.optimizer.clip_norm = 1.0  # global gradient norm; 0 does not clip
   config.optimizer.moment_dtype = "float32"  # of Adam's moments
@@ -91,11 +94,14 @@ def pretrain_stage(**changes) -> ConfigDict:
   config.evaluate_every = 1000  # steps between validation passes (one always follows the last step)
   config.evaluate_batches = 8  # batches per validation domain
   config.sample_prompts = ()  # continued greedily at each validation pass, shown in the report
-  config.sample_tokens = 48
+  config.sample_tokens = 48  # tokens of each continuation
   config.update(changes)
   return config
 
 
-def make_model_config(config: ConfigDict, **changes) -> ModelConfig:
+STAGE_KINDS = {"pretrain": pretrain_stage}  # value of a stage's `kind` -> the function that documents its keys
+
+
+def make_model_config(config: ConfigDict, **changes: Any) -> ModelConfig:
   """The ModelConfig that `config.model` describes, with `changes` (e.g. a stage's rope_theta)."""
   return ModelConfig(**{**config.model.to_dict(), **changes})

@@ -1,0 +1,14 @@
+"""Qwen3-14B: S1 -> S2 -> S3."""
+
+from experiments import recipes
+from qwen3_jax.config_loading import parse_arg
+
+
+def get_config(arg: str = ""):
+  arguments = parse_arg(arg, **recipes.SIZE_ARGUMENTS)
+  # 13.2B non-embedding parameters, 30T tokens: 2.7e24 operations. recipes.predicted_lr_and_batch gives a peak of
+  # 2.76e-4 and 28.6M tokens per step. The nearest power of two is 8,192 sequences, 33.6M tokens: 0.9M steps in S1.
+  config = recipes.pretraining("qwen3-14b", arguments, batch_size=8192, micro_batches=4, peak_lr=2.8e-4)
+  # 256 chips of TPU v5p hold one sequence of 32,768 each in a micro-batch. On several slices: mesh.data = slices.
+  config.mesh.fsdp = -1
+  return recipes.finish(config, arguments)

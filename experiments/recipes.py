@@ -1,0 +1,204 @@
+"""The pre-training recipe that the eight sizes share, and the arguments every experiment takes."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+from ml_collections import ConfigDict
+
+from qwen3_jax.config import base_config, corpus, pretrain_stage
+from qwen3_jax.models.config import ModelConfig
+
+BILLION, TRILLION = 10**9, 10**12
+
+# Of every experiment: stage=s2 runs that stage alone; tiny shrinks the recipe to a laptop.
+ARGUMENTS = {"stage": "", "tiny": False}
+# Of the eight sizes, too: the folder that holds the prepared corpora by name, and the released tokenizer.
+SIZE_ARGUMENTS = {**ARGUMENTS, "corpora": "corpora", "tokenizer": "tokenizer"}
+
+# Shares of the tokens by domain. The report names the domains and says that S2 raises STEM, code, reasoning and
+# synthetic data; it publishes no shares, so these are our choice. `multilingual` is everything but English and Chinese.
+S1_MIXTURE = {
+  "web": 0.45,
+  "multilingual": 0.20,
+  "code": 0.13,
+  "stem": 0.08,
+  "pdf": 0.07,
+  "synthetic": 0.05,
+  "reasoning": 0.02,
+}
+S2_MIXTURE = {
+  "web": 0.15,
+  "multilingual": 0.12,
+  "code": 0.25,
+  "stem": 0.18,
+  "pdf": 0.05,
+  "synthetic": 0.15,
+  "reasoning": 0.10,
+}
+# S3: `long` holds what is long by nature: books, whole repositories, long PDFs.
+S3_MIXTURE = {"long": 0.55, "pdf": 0.20, "code": 0.15, "stem": 0.05, "reasoning": 0.05}
+S3_LENGTH_BUCKETS = ((16_384, 32_768, 0.75), (4_096, 16_384, 0.25))  # report, section 3.2
+
+
+def predicted_lr_and_batch(model: ModelConfig, tokens: float, sequence_length: int = 4096) -> tuple[float, float]:
+  """Peak learning rate and tokens per step that a scaling law gives for a training budget.
+
+  The law of DeepSeek LLM (Bi et al. 2024, section 3): with compute C = M * tokens and M the floating-point operations
+  of a token, attention included and embeddings not, lr = 0.3118 * C**-0.1250 and batch = 0.2920 * C**0.3271. Fitted on
+  small dense models and used by its authors for 7B and 67B at 2T tokens (up to C = 1e24);
+  larger budgets extrapolate. For MoE, M counts the active parameters. Qwen3's own laws are not published.
+  """
+  embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+  attention = 12 * model.num_layers * model.num_heads * model.head_dim * sequence_length
+  compute = (6 * (model.active_parameter_count() - embeddings) + attention) * tokens
+  return 0.3118 * compute**-0.1250, 0.2920 * compute**0.3271
+
+
+def pretraining(
+  model: str, arguments: SimpleNamespace, *, batch_size: int, micro_batches: int, peak_lr: float
+) -> ConfigDict:
+  """S1 -> S2 -> S3 (report, section 3.2) for one of the eight sizes.
+
+  `batch_size` counts sequences of 4,096 tokens; S3 keeps the tokens per step with 8 times fewer, 8 times longer ones.
+  `micro_batches` cuts a step so that one device of the pod that the experiment names holds 8 sequences of 4,096 or one
+  of 32,768.
+  """
+  config = base_config(model)
+  config.name = model
+  config.model.dtype = "bfloat16"  # activations; parameters, moments, softmax, router and loss stay float32
+  config.model.remat = "full"
+  config.tokenizer.path = arguments.tokenizer
+  for name in sorted({*S1_MIXTURE, *S2_MIXTURE, *S3_MIXTURE}):
+    config.data.corpora[name] = corpus(f"prepared:{arguments.corpora}/{name}")
+  config.pipeline = ("s1", "s2", "s3")
+
+  common = {"evaluate_every": 5000, "sample_prompts": ("The theory of relativity", "def fibonacci(n):", "长城是")}
+  config.stages.s1 = pretrain_stage(
+    sequence_length=4096,
+    batch_size=batch_size,
+    micro_batches=micro_batches,
+    tokens=30 * TRILLION,  # ">30T"
+    rope_theta=1e4,
+    mixture=S1_MIXTURE,
+    # Warm up, then stay: the decay belongs to S2. 2,000 steps are under 0.2% of S1.
+    optimizer={"schedule": "wsd", "peak_lr": peak_lr, "final_lr": peak_lr, "warmup_steps": 2000},
+    **common,
+  )
+  config.stages.s2 = pretrain_stage(
+    sequence_length=4096,
+    batch_size=batch_size,
+    micro_batches=micro_batches,
+    tokens=5 * TRILLION,  # "about 5T"
+    rope_theta=1e4,
+    mixture=S2_MIXTURE,
+    # "Accelerated decay": from the peak to a tenth of it over S2 alone, all of which decays.
+    optimizer={"schedule": "wsd", "peak_lr": peak_lr, "final_lr": peak_lr / 10, "decay_fraction": 1.0},
+    **common,
+  )
+  config.stages.s3 = pretrain_stage(
+    sequence_length=32_768,
+    batch_size=batch_size // 8,
+    micro_batches=micro_batches,
+    tokens=300 * BILLION,  # "hundreds of billions"
+    rope_theta=1e6,  # ABF (Xiong et al. 2023)
+    mixture=S3_MIXTURE,
+    length_buckets=S3_LENGTH_BUCKETS,
+    # From where S2 ended down to a hundredth of the peak; a short warm-up, as the changed RoPE base disturbs attention.
+    optimizer={"schedule": "cosine", "peak_lr": peak_lr / 10, "final_lr": peak_lr / 100, "warmup_steps": 200},
+    **common,
+  )
+  return config
+
+
+def finish(config: ConfigDict, arguments: SimpleNamespace) -> ConfigDict:
+  """Applies `tiny` and `stage` to an experiment; the last line of every get_config."""
+  if arguments.tiny:
+    config = tiny(config)
+  if arguments.stage:
+    config.pipeline = (arguments.stage,)
+  return config
+
+
+TINY_STEPS = 20
+TINY_SEQUENCE = 512  # of the longest stage; the others keep their ratio to it
+TINY_VOCABULARY = 1024
+TINY_PEAK_LR = 3e-3  # of the stage with the highest; the others keep their ratio to it
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+  """The same recipe, small: any experiment then runs end to end on a laptop's CPU in a minute or two.
+
+  Stages, schedules, mixtures, remat, the ratios of sequence lengths, learning rates, heads and widths, and what makes
+  the model dense or MoE stay; widths, depth, experts, steps, batch, sequences and data shrink, never grow.
+  """
+  config = config.copy_and_resolve_references()
+  config.name = f"{config.name}-tiny"
+  _tiny_model(config.model)
+  for axis in config.mesh:
+    config.mesh[axis] = 1
+  config.mesh.fsdp = -1
+  config.cpu_devices = 1
+  config.tokenizer = {"path": "", "train_vocab_size": TINY_VOCABULARY, "train_megabytes": 1}
+  config.data.prepare_workers = 1
+  for settings in config.data.corpora.values():
+    limit = settings.limit_megabytes if settings.source.startswith("python:") else 0
+    settings.update(source="python:", limit_megabytes=min(limit or 1, 1), validation_fraction=0.05)
+  config.checkpoint.every = TINY_STEPS // 2
+  config.log_every = 5
+
+  stages = config.stages.values()
+  shrink = max(1.0, max(stage.sequence_length for stage in stages) / TINY_SEQUENCE)
+  lr_scale = TINY_PEAK_LR / max(stage.optimizer.peak_lr for stage in stages)
+  for stage in stages:
+    _tiny_stage(stage, shrink, lr_scale)
+  return config
+
+
+def _tiny_model(model: ConfigDict) -> None:
+  heads = min(model.num_heads, 4)
+  kv_heads = max(1, heads * model.num_kv_heads // model.num_heads)
+  hidden = min(model.hidden_size, 64)
+  # The ratio of feed-forward to hidden stays, to a multiple of 16.
+  feed_forward = 16 * max(1, round(hidden * model.intermediate_size / model.hidden_size / 16))
+  model.update(
+    name=f"{model.name}-tiny",
+    vocab_size=TINY_VOCABULARY,
+    num_layers=min(model.num_layers, 2),
+    hidden_size=hidden,
+    intermediate_size=min(model.intermediate_size, feed_forward),
+    num_heads=heads,
+    num_kv_heads=kv_heads,
+    head_dim=min(model.head_dim, 16),
+    num_experts=min(model.num_experts, 8),
+    num_experts_per_token=min(model.num_experts_per_token, 2),
+    dtype="float32",  # bfloat16 is slower on a CPU
+  )
+
+
+def _tiny_stage(stage: ConfigDict, shrink: float, lr_scale: float) -> None:
+  steps = stage.tokens // (stage.batch_size * stage.sequence_length)
+  new_steps = min(steps, TINY_STEPS)
+  optimizer = stage.optimizer
+  warmup = math.ceil(optimizer.warmup_steps * new_steps / steps) if steps else 0
+  batch_size = min(stage.batch_size, 8)
+  length = max(8, round(stage.sequence_length / shrink))
+  stage.update(
+    sequence_length=length,
+    batch_size=batch_size,
+    micro_batches=math.gcd(batch_size, min(stage.micro_batches, 2)),
+    tokens=new_steps * batch_size * length,
+    length_buckets=tuple(
+      (round(low / shrink), min(round(high / shrink), length), share) for low, high, share in stage.length_buckets
+    ),
+    evaluate_every=TINY_STEPS // 2,
+    evaluate_batches=1,
+    sample_tokens=min(stage.sample_tokens, 8),
+  )
+  optimizer.update(
+    peak_lr=optimizer.peak_lr * lr_scale,
+    final_lr=optimizer.final_lr * lr_scale,
+    # A scaled-down warm-up of one step would be none.
+    warmup_steps=max(warmup, min(optimizer.warmup_steps, new_steps // 10)),
+  )

@@ -1,0 +1,314 @@
+"""Checks of a configuration: every problem is found and reported at once, one line each."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from qwen3_jax.config import STAGE_KINDS, base_config, corpus, make_model_config
+from qwen3_jax.optimizer import SCHEDULES
+from qwen3_jax.sharding import BATCH_AXES, MESH_AXES
+
+SOURCE_KINDS = ("text", "jsonl", "parquet", "arrayrecord", "tfds", "hf", "python", "debian-docs", "prepared")
+_SOURCES_WITHOUT_LOCATION = ("python", "debian-docs")
+_DTYPES = ("float32", "bfloat16")
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot run; `problems` holds one line for each reason."""
+
+  def __init__(self, problems: Iterable[str]):
+    self.problems = list(problems)
+    count = len(self.problems)
+    super().__init__(f"{count} configuration problem{'s' if count > 1 else ''}:\n  " + "\n  ".join(self.problems))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+  """` Did you mean 'X'?` for the known name nearest to `word`, or nothing.
+
+  A dotted key is nearest to one that has the same last part.
+  """
+  names = list(known)
+  leaf = word.rpartition(".")[2]
+  same_leaf = [name for name in names if "." in name and name.rpartition(".")[2] == leaf]
+  near = difflib.get_close_matches(word, same_leaf or names, n=1, cutoff=0.0 if same_leaf else 0.6)
+  return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Dotted key -> value, of every leaf."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat.update(flatten(value, f"{prefix}{key}."))
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def type_problem(key: str, value: Any, expected: Any) -> str | None:
+  """Why `value` is not of the type of `expected`, or None."""
+  same = type(value) is type(expected) or (type(expected) is float and type(value) is int)
+  if same and not (isinstance(value, float) and not math.isfinite(value)):
+    return None
+  return f"{key}={value!r}: expected {type_name(expected)}"
+
+
+def type_name(value: Any) -> str:
+  """What to write for a key whose default is `value`."""
+  names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", tuple: "a tuple"}
+  return names[type(value)]
+
+
+def expected_config(config: ConfigDict) -> ConfigDict:
+  """The documented keys, with defaults, for the corpora and stages that `config` names."""
+  expected = base_config()
+  for name in config.get("data", ConfigDict()).get("corpora", ConfigDict()):
+    expected.data.corpora[name] = corpus("")
+  for name, stage in config.get("stages", ConfigDict()).items():
+    make_stage = STAGE_KINDS.get(stage.get("kind", ""), STAGE_KINDS["pretrain"])
+    expected.stages[name] = make_stage(mixture=dict.fromkeys(stage.get("mixture", {}), 1.0))
+  return expected
+
+
+def validate(config: ConfigDict, device_count: int | None = None, process_count: int = 1) -> None:
+  """Raises ConfigError with every problem of `config`.
+
+  Without `device_count` the mesh is checked only as far as that does not need the number of devices.
+  Nothing is opened or read: whether files exist shows when the run reads them.
+  """
+  found = list(_structure_problems(config))
+  sound = _with_defaults(config)
+  found += _general_problems(sound)
+  found += _data_problems(sound)
+  sizes, mesh_problems = _mesh_sizes(sound, device_count)
+  found += mesh_problems
+  found += _model_problems(sound, sizes)
+  for name, stage in sound.stages.items():
+    found += _stage_problems(f"stages.{name}", stage, sound, sizes, process_count)
+  if found:
+    raise ConfigError(found)
+
+
+def _structure_problems(config: ConfigDict) -> Iterator[str]:
+  given, expected = flatten(config), flatten(expected_config(config))
+  for key, value in given.items():
+    if key not in expected:
+      yield f"{key}: unknown key.{did_you_mean(key, expected)}"
+    elif problem := type_problem(key, value, expected[key]):
+      yield problem
+  for key in expected:
+    if key not in given:
+      yield f"{key}: missing; start from base_config(), corpus() and pretrain_stage()"
+
+
+def _with_defaults(config: ConfigDict) -> ConfigDict:
+  """`config` with defaults in the place of what is missing or of the wrong type, so that the rest can be checked."""
+  sound = expected_config(config)
+  given = flatten(config)
+  with sound.ignore_type():
+    for key, default in flatten(sound).items():
+      if key in given and not type_problem(key, given[key], default):
+        _set(sound, key, given[key])
+  return sound
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+  *groups, leaf = key.split(".")
+  for group in groups:
+    config = config[group]
+  config[leaf] = value
+
+
+def _at_least(prefix: str, config: ConfigDict, minimum: int, keys: str) -> Iterator[str]:
+  for key in keys.split():
+    if config[key] < minimum:
+      yield f"{prefix}{key}={config[key]}: must be at least {minimum}"
+
+
+def _general_problems(config: ConfigDict) -> Iterator[str]:
+  yield from _at_least("", config, 0, "seed")
+  yield from _at_least("", config, 1, "cpu_devices log_every stall_seconds")
+  yield from _at_least("checkpoint.", config.checkpoint, 1, "every keep")
+  yield from _at_least("tokenizer.", config.tokenizer, 1, "train_megabytes")
+  if not config.pipeline:
+    yield "pipeline=(): names no stage"
+  for name in config.pipeline:
+    if not isinstance(name, str):
+      yield f"pipeline: {name!r} is not the name of a stage"
+    elif name not in config.stages:
+      yield f"pipeline: unknown stage {name!r}.{did_you_mean(name, config.stages)} Known: {', '.join(config.stages)}"
+  if len(set(config.pipeline)) < len(config.pipeline):
+    yield f"pipeline={config.pipeline!r}: names a stage twice"
+  if not config.tokenizer.path:
+    vocabulary = config.tokenizer.train_vocab_size
+    if vocabulary < 1:
+      yield f"tokenizer.train_vocab_size={vocabulary}: must be at least 1"
+    elif vocabulary > config.model.vocab_size:
+      yield (
+        f"tokenizer.train_vocab_size={vocabulary}: larger than the embedding,"
+        f" model.vocab_size={config.model.vocab_size}"
+      )
+
+
+def _data_problems(config: ConfigDict) -> Iterator[str]:
+  yield from _at_least("data.", config.data, 0, "prepare_workers")
+  for name in (*config.data.corpora, *config.stages):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+      yield f"{name!r}: names of corpora and stages hold only letters, digits, '_' and '-'"
+  for name, settings in config.data.corpora.items():
+    prefix = f"data.corpora.{name}."
+    kind, colon, location = settings.source.partition(":")
+    if not colon:
+      yield f"{prefix}source={settings.source!r}: expected kind:location, kind one of {', '.join(SOURCE_KINDS)}"
+    elif kind not in SOURCE_KINDS:
+      hint = did_you_mean(kind, SOURCE_KINDS)
+      yield f"{prefix}source={settings.source!r}: unknown kind {kind!r}.{hint} Known: {', '.join(SOURCE_KINDS)}"
+    elif not location and kind not in _SOURCES_WITHOUT_LOCATION:
+      yield f"{prefix}source={settings.source!r}: no location after {kind!r}"
+    if not 0 <= settings.validation_fraction < 1:
+      yield f"{prefix}validation_fraction={settings.validation_fraction}: must lie in [0, 1)"
+    yield from _at_least(prefix, settings, 0, "limit_megabytes")
+
+
+def _mesh_sizes(config: ConfigDict, device_count: int | None) -> tuple[dict[str, int], list[str]]:
+  """Devices along each axis, then problems. An axis whose size is not known, or is impossible, counts as 1."""
+  sizes = {axis: config.mesh[axis] for axis in MESH_AXES}
+  wrong = [axis for axis, size in sizes.items() if size < 1 and size != -1]
+  problems = [f"mesh.{axis}={sizes[axis]}: must be at least 1, or -1" for axis in wrong]
+  open_axes = [axis for axis, size in sizes.items() if size == -1]
+  if len(open_axes) > 1:
+    problems.append(f"mesh: {' and '.join(open_axes)} are -1; at most one axis can be")
+  known = {axis: size if size >= 1 else 1 for axis, size in sizes.items()}
+  if problems or device_count is None:
+    return known, problems
+  product = math.prod(known.values())
+  shape = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+  if not open_axes and product != device_count:
+    problems.append(f"mesh: {shape} needs {product} devices, there are {device_count}")
+  elif open_axes and device_count % product:
+    problems.append(f"mesh: {shape}: {device_count} devices cannot be divided by {product}")
+  elif open_axes:
+    known[open_axes[0]] = device_count // product
+  return known, problems
+
+
+def _model_problems(config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
+  try:
+    make_model_config(config)
+  except ValueError as error:
+    yield f"model: {error}"
+  model = config.model
+  for key in ("dtype", "param_dtype"):
+    if model[key] not in _DTYPES:
+      yield f"model.{key}={model[key]!r}: must be one of {', '.join(_DTYPES)}.{did_you_mean(model[key], _DTYPES)}"
+  if model.num_experts == 0 and sizes["expert"] > 1:
+    yield f"mesh.expert={sizes['expert']}: the model is dense"
+  for key, axis in (("num_heads", "tensor"), ("num_experts", "expert")):
+    if model[key] % sizes[axis]:
+      yield f"model.{key}={model[key]}: cannot be divided over mesh.{axis}={sizes[axis]}"
+
+
+def _stage_problems(
+  prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int], process_count: int
+) -> Iterator[str]:
+  if stage.kind not in STAGE_KINDS:
+    yield (
+      f"{prefix}.kind={stage.kind!r}: unknown kind of stage.{did_you_mean(stage.kind, STAGE_KINDS)}"
+      f" Known: {', '.join(STAGE_KINDS)}"
+    )
+  prefix += "."
+  counts = "sequence_length batch_size micro_batches evaluate_every evaluate_batches"
+  not_counts = list(_at_least(prefix, stage, 1, counts))
+  yield from not_counts
+  yield from _at_least(prefix, stage, 0, "max_skipped_steps sample_tokens z_loss")
+  if not not_counts:
+    yield from _batch_problems(prefix, stage, config, sizes, process_count)
+  if stage.rope_theta <= 1:
+    yield f"{prefix}rope_theta={stage.rope_theta}: must be greater than 1"
+  yield from _mixture_problems(prefix, stage, config)
+  yield from _length_bucket_problems(prefix, stage)
+  if not all(isinstance(prompt, str) for prompt in stage.sample_prompts):
+    yield f"{prefix}sample_prompts={stage.sample_prompts!r}: must hold strings"
+  yield from _optimizer_problems(f"{prefix}optimizer.", stage.optimizer)
+
+
+def _batch_problems(
+  prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int], process_count: int
+) -> Iterator[str]:
+  batch, micro, length = stage.batch_size, stage.micro_batches, stage.sequence_length
+  shards = math.prod(sizes[axis] for axis in BATCH_AXES)
+  if batch % micro:
+    yield f"{prefix}batch_size={batch}: must be a multiple of micro_batches={micro}"
+  elif (batch // micro) % shards:
+    yield (
+      f"{prefix}batch_size={batch}: a micro-batch of {batch // micro} sequences cannot be divided over"
+      f" {' * '.join(BATCH_AXES)} = {shards} devices"
+    )
+  if batch % process_count:
+    yield f"{prefix}batch_size={batch}: cannot be divided over {process_count} processes"
+  if length % sizes["context"]:
+    yield f"{prefix}sequence_length={length}: cannot be divided over mesh.context={sizes['context']}"
+  if length > config.model.max_position_embeddings:
+    yield (
+      f"{prefix}sequence_length={length}: longer than"
+      f" model.max_position_embeddings={config.model.max_position_embeddings}"
+    )
+  if stage.tokens < batch * length:
+    yield f"{prefix}tokens={stage.tokens}: less than one step of batch_size * sequence_length = {batch * length} tokens"
+
+
+def _mixture_problems(prefix: str, stage: ConfigDict, config: ConfigDict) -> Iterator[str]:
+  known = config.data.corpora
+  if not stage.mixture:
+    yield f"{prefix}mixture: names no corpus"
+  for name, share in stage.mixture.items():
+    if name not in known:
+      yield f"{prefix}mixture.{name}: unknown corpus.{did_you_mean(name, known)} Known: {', '.join(known)}"
+    if share <= 0:
+      yield f"{prefix}mixture.{name}={share}: a share must be positive"
+
+
+def _length_bucket_problems(prefix: str, stage: ConfigDict) -> Iterator[str]:
+  total = 0.0
+  for bucket in stage.length_buckets:
+    numbers = isinstance(bucket, tuple) and len(bucket) == 3 and all(type(part) in (int, float) for part in bucket)
+    if not numbers:
+      yield f"{prefix}length_buckets: {bucket!r} is not (min_length, max_length, share)"
+      return
+    low, high, share = bucket
+    if not 0 <= low < high:
+      yield f"{prefix}length_buckets: {bucket!r}: min_length must be below max_length"
+    if high > stage.sequence_length:
+      yield f"{prefix}length_buckets: {bucket!r}: max_length is above sequence_length={stage.sequence_length}"
+    if share <= 0:
+      yield f"{prefix}length_buckets: {bucket!r}: a share must be positive"
+    total += share
+  if stage.length_buckets and not math.isclose(total, 1.0, abs_tol=1e-6):
+    yield f"{prefix}length_buckets: the shares add up to {total:g}, not 1"
+
+
+def _optimizer_problems(prefix: str, optimizer: ConfigDict) -> Iterator[str]:
+  if optimizer.schedule not in SCHEDULES:
+    hint = did_you_mean(optimizer.schedule, SCHEDULES)
+    yield f"{prefix}schedule={optimizer.schedule!r}: must be one of {', '.join(SCHEDULES)}.{hint}"
+  if optimizer.moment_dtype not in _DTYPES:
+    hint = did_you_mean(optimizer.moment_dtype, _DTYPES)
+    yield f"{prefix}moment_dtype={optimizer.moment_dtype!r}: must be one of {', '.join(_DTYPES)}.{hint}"
+  if optimizer.peak_lr <= 0:
+    yield f"{prefix}peak_lr={optimizer.peak_lr}: must be positive"
+  if not 0 <= optimizer.final_lr <= optimizer.peak_lr:
+    yield f"{prefix}final_lr={optimizer.final_lr}: must lie in [0, peak_lr={optimizer.peak_lr}]"
+  if not 0 <= optimizer.decay_fraction <= 1:
+    yield f"{prefix}decay_fraction={optimizer.decay_fraction}: must lie in [0, 1]"
+  for key in ("beta1", "beta2"):
+    if not 0 <= optimizer[key] < 1:
+      yield f"{prefix}{key}={optimizer[key]}: must lie in [0, 1)"
+  if optimizer.epsilon <= 0:
+    yield f"{prefix}epsilon={optimizer.epsilon}: must be positive"
+  yield from _at_least(prefix, optimizer, 0, "warmup_steps weight_decay clip_norm")

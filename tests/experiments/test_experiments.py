@@ -1,0 +1,170 @@
+"""Every experiment instantiates in every form, and describes the models and the recipe of the Qwen3 report."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from experiments.recipes import predicted_lr_and_batch
+from qwen3_jax.config import make_model_config
+from qwen3_jax.config_checks import ConfigError
+from qwen3_jax.config_loading import load
+from qwen3_jax.models.config import ModelConfig
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+SIZES = {  # exact parameters, active ones, chips of the pod that the experiment's comment names
+  "dense_0_6b": (596_049_920, 596_049_920, 64),
+  "dense_1_7b": (1_720_574_976, 1_720_574_976, 128),
+  "dense_4b": (4_022_468_096, 4_022_468_096, 128),
+  "dense_8b": (8_190_735_360, 8_190_735_360, 256),
+  "dense_14b": (14_768_307_200, 14_768_307_200, 256),
+  "dense_32b": (32_762_123_264, 32_762_123_264, 512),
+  "moe_30b_a3b": (30_532_122_624, 3_353_032_704, 256),
+  "moe_235b": (235_093_634_560, 22_190_763_520, 512),
+}
+ALL = [*SIZES, "miniature"]
+
+
+def experiment(name: str, arg: str = "", overrides=(), **checks):
+  return load(f"{FOLDER / name}.py:{arg}", overrides, **checks)
+
+
+def steps(stage) -> int:
+  return stage.tokens // (stage.batch_size * stage.sequence_length)
+
+
+def test_no_experiment_is_forgotten():
+  assert {path.stem for path in FOLDER.glob("*.py")} == {*ALL, "__init__", "recipes"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_counts(name):
+  parameters, active, _ = SIZES[name]
+  model = make_model_config(experiment(name))
+  assert model.parameter_count() == parameters
+  assert model.active_parameter_count() == active
+
+
+@pytest.mark.parametrize("form", ["", "tiny"])
+@pytest.mark.parametrize("stage", ["", "s1", "s2", "s3"])
+@pytest.mark.parametrize("name", ALL)
+def test_every_stage_and_form_instantiates(name, stage, form):
+  config = experiment(
+    name, ",".join(filter(None, [stage and f"stage={stage}", form])), device_count=8 if not form else 1
+  )
+  assert config.pipeline == ((stage,) if stage else ("s1", "s2", "s3"))
+  for name in config.pipeline:
+    make_model_config(config, rope_theta=config.stages[name].rope_theta)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_stages_follow_the_report(name):
+  config = experiment(name, device_count=SIZES[name][2])
+  s1, s2, s3 = config.stages.s1, config.stages.s2, config.stages.s3
+  assert [stage.sequence_length for stage in (s1, s2, s3)] == [4096, 4096, 32_768]
+  assert [stage.rope_theta for stage in (s1, s2, s3)] == [1e4, 1e4, 1e6]
+  assert (s1.tokens, s2.tokens) == (30 * 10**12, 5 * 10**12)
+  assert 10**11 <= s3.tokens < 10**12
+  assert s3.length_buckets == ((16_384, 32_768, 0.75), (4_096, 16_384, 0.25))
+  assert s1.batch_size * s1.sequence_length == s3.batch_size * s3.sequence_length
+  # The learning rate has no jump at a stage boundary: each stage begins where the one before it ended.
+  assert s1.optimizer.final_lr == s2.optimizer.peak_lr
+  assert s2.optimizer.final_lr == s3.optimizer.peak_lr
+  assert s2.optimizer.decay_fraction == 1.0 and s1.optimizer.decay_fraction == 0.0
+  for stage in (s1, s2, s3):
+    assert math.isclose(sum(stage.mixture.values()), 1.0)
+  for domain in ("stem", "code", "reasoning", "synthetic"):  # S2 raises these
+    assert s2.mixture[domain] > s1.mixture[domain]
+  # One sequence of 32,768, or eight of 4,096, for each chip in a micro-batch.
+  assert s3.batch_size // s3.micro_batches == SIZES[name][2]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_batch_and_lr_are_those_the_law_predicts(name):
+  config = experiment(name)
+  s1 = config.stages.s1
+  lr, tokens = predicted_lr_and_batch(make_model_config(config), s1.tokens)
+  assert math.isclose(s1.optimizer.peak_lr, lr, rel_tol=0.03)
+  assert s1.batch_size == 2 ** round(math.log2(tokens / s1.sequence_length))
+
+
+@pytest.mark.parametrize(
+  "layers, hidden, feed_forward, kv_heads, lr, batch",
+  [(30, 4096, 11_008, 32, 4.2e-4, 2304), (95, 8192, 22_016, 8, 3.2e-4, 4608)],
+)
+def test_law_gives_its_authors_own_settings(layers, hidden, feed_forward, kv_heads, lr, batch):
+  """DeepSeek LLM 7B and 67B at 2T tokens of 4,096 (Bi et al. 2024, table 2)."""
+  model = ModelConfig(
+    vocab_size=102_400,
+    num_layers=layers,
+    hidden_size=hidden,
+    intermediate_size=feed_forward,
+    num_heads=hidden // 128,
+    num_kv_heads=kv_heads,
+    tie_word_embeddings=False,
+  )
+  predicted_lr, predicted_tokens = predicted_lr_and_batch(model, 2e12)
+  assert math.isclose(predicted_lr, lr, rel_tol=0.02)
+  assert math.isclose(predicted_tokens / 4096, batch, rel_tol=0.08)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tiny_is_the_same_recipe_and_small(name):
+  full, tiny = experiment(name), experiment(name, "tiny")
+  model = make_model_config(tiny)
+  assert model.parameter_count() < 500_000
+  assert model.is_moe == make_model_config(full).is_moe
+  assert model.tie_word_embeddings == full.model.tie_word_embeddings
+  assert model.remat == full.model.remat
+  assert tiny.tokenizer.path == "" and tiny.tokenizer.train_vocab_size <= model.vocab_size
+  assert list(tiny.stages) == list(full.stages)
+  lengths = {}
+  for stage_name, stage in tiny.stages.items():
+    original = full.stages[stage_name]
+    lengths[stage_name] = original.sequence_length / stage.sequence_length
+    assert steps(stage) <= 20 and stage.tokens <= 100_000
+    assert stage.batch_size <= original.batch_size and stage.sequence_length <= original.sequence_length
+    assert stage.mixture == original.mixture and stage.rope_theta == original.rope_theta
+    assert stage.optimizer.schedule == original.optimizer.schedule
+    assert (stage.optimizer.warmup_steps > 0) == (original.optimizer.warmup_steps > 0)
+    assert len(stage.length_buckets) == len(original.length_buckets)
+    ratio = stage.optimizer.final_lr / stage.optimizer.peak_lr
+    assert math.isclose(ratio, original.optimizer.final_lr / original.optimizer.peak_lr)
+  assert len(set(lengths.values())) == 1  # one ratio for all
+  for settings in tiny.data.corpora.values():
+    assert settings.source == "python:" and 0 < settings.limit_megabytes <= 1
+
+
+def test_tiny_scales_length_buckets():
+  assert experiment("moe_235b", "tiny").stages.s3.length_buckets == ((256, 512, 0.75), (64, 256, 0.25))
+
+
+def test_tiny_can_be_overridden():
+  config = experiment("dense_8b", "tiny", ["model.num_layers=3", "stages.s1.tokens=1e5"])
+  assert config.model.num_layers == 3 and config.stages.s1.tokens == 100_000
+
+
+def test_where_the_data_is():
+  config = experiment("dense_0_6b", "corpora=gs://bucket/tokens,tokenizer=/data/qwen")
+  assert config.data.corpora.web.source == "prepared:gs://bucket/tokens/web"
+  assert config.tokenizer.path == "/data/qwen"
+
+
+def test_unknown_stage_and_argument():
+  with pytest.raises(ConfigError, match=r"unknown stage 's4'"):
+    experiment("dense_0_6b", "stage=s4")
+  with pytest.raises(ConfigError, match=r"Did you mean 'moe'"):
+    experiment("miniature", "model=mo")
+  with pytest.raises(ConfigError, match=r"Known: stage, tiny, model"):
+    experiment("miniature", "corpora=x")
+
+
+def test_miniature_is_the_whole_pre_training_in_small():
+  for name in ("dense", "moe"):
+    config = experiment("miniature", f"model={name}", device_count=8)
+    assert make_model_config(config).is_moe == (name == "moe")
+    assert 500_000 < make_model_config(config).parameter_count() < 5_000_000
+    s1, s2, s3 = config.stages.s1, config.stages.s2, config.stages.s3
+    assert s3.sequence_length > s1.sequence_length == s2.sequence_length
+    assert (s1.rope_theta, s3.rope_theta) == (1e4, 1e6)
+    assert s3.length_buckets[0][2] == 0.75
