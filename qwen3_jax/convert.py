@@ -1,0 +1,122 @@
+"""Converts a checkpoint: Hugging Face safetensors to our own folder, or back. Holds a few pieces of it at a time.
+
+  python -m qwen3_jax.convert --input=DIR --output=DIR [--dtype=bfloat16]
+
+The direction follows from what is found in the input. The output appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from qwen3_jax.atomic_folder import atomic_folder
+from qwen3_jax.huggingface import BOX_BYTES, HuggingFaceSink, HuggingFaceSource, copy_companions, weights, write_config
+from qwen3_jax.parameter_folder import ParameterSink, ParameterSource, chunk_shape, has_parameters
+from qwen3_jax.safetensors_io import DTYPES, WeightsError
+
+MAX_SHARD_BYTES = 5_000_000_000
+_SLACK_BYTES = 64 << 20  # headers, indices and tokenizer files
+
+
+def open_source(folder: Path) -> HuggingFaceSource | ParameterSource:
+  """The parameters of a Hugging Face folder or of our own checkpoint folder, whichever it is."""
+  if not folder.is_dir():
+    raise WeightsError(f"{folder}: no such folder")
+  return ParameterSource(folder) if has_parameters(folder) else HuggingFaceSource(folder)
+
+
+def parse_dtype(name: str) -> np.dtype:
+  known = {dtype.name: dtype for dtype in DTYPES.values()}
+  if name not in known:
+    raise WeightsError(f"dtype {name!r} is not known; expected one of {', '.join(known)}")
+  return known[name]
+
+
+def convert(
+  source_folder: Path,
+  target_folder: Path,
+  dtype: str | None = None,
+  max_shard_bytes: int = MAX_SHARD_BYTES,
+  progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+  """Converts between a Hugging Face folder and our own; host memory stays bounded whatever the size of the model.
+
+  Args:
+    dtype: of the result; None keeps what is stored.
+    max_shard_bytes: of one safetensors file.
+    progress: called with (bytes written, bytes in all).
+
+  Returns:
+    What was written: "checkpoint" or "safetensors".
+
+  Raises:
+    WeightsError: in one line, for a bad input, an output that is not empty, or too little disk space.
+  """
+  source = open_source(source_folder)
+  to_ours = isinstance(source, HuggingFaceSource)
+  every = weights(source.config)
+  dtypes = {weight.path: parse_dtype(dtype) if dtype else source.dtype(weight) for weight in every}
+  total = sum(math.prod(weight.shape) * dtypes[weight.path].itemsize for weight in every)
+  done = 0
+  try:
+    with atomic_folder(target_folder, total + _SLACK_BYTES) as folder:
+      sink: ParameterSink | HuggingFaceSink
+      if to_ours:
+        sink = ParameterSink(folder, source.config, dtypes)
+      else:
+        sink = HuggingFaceSink(folder, source.config, dtypes, max_shard_bytes)
+      for weight in every:
+        target = dtypes[weight.path]
+        wide = max(target.itemsize, source.dtype(weight).itemsize)
+        multiples = chunk_shape(weight, target.itemsize) if to_ours else source.multiples(weight)
+        for box in weight.boxes(wide, BOX_BYTES, multiples):
+          array = source.read(weight, box, target)
+          sink.write(weight, box, array)
+          done += array.nbytes
+          progress(done, total)
+      sink.close()
+      copy_companions(source_folder, folder)
+      write_config(folder, source.config, dtypes["embed.embedding"], source.written_config)
+  finally:
+    source.close()
+  return "checkpoint" if to_ours else "safetensors"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(prog="python -m qwen3_jax.convert", description=__doc__.split("\n")[0])
+  parser.add_argument("--input", required=True, type=Path, help="Hugging Face folder or our own checkpoint folder")
+  parser.add_argument("--output", required=True, type=Path, help="new folder for the other kind")
+  parser.add_argument("--dtype", choices=[d.name for d in DTYPES.values()], help="default: as stored")
+  options = parser.parse_args(arguments)
+  columns = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    DownloadColumn(),
+    TransferSpeedColumn(),
+    TimeRemainingColumn(),
+  )
+  try:
+    with Progress(*columns) as bar:
+      task = bar.add_task("converting", total=None)
+      kind = convert(
+        options.input,
+        options.output,
+        options.dtype,
+        progress=lambda done, total: bar.update(task, completed=done, total=total),
+      )
+  except (WeightsError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print(f"wrote {options.output} ({kind})")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
