@@ -95,22 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--output", required=True, type=Path, help="new folder for the other kind")
   parser.add_argument("--dtype", choices=[d.name for d in DTYPES.values()], help="default: as stored")
   options = parser.parse_args(arguments)
-  columns = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    DownloadColumn(),
-    TransferSpeedColumn(),
-    TimeRemainingColumn(),
-  )
+  bytes_columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
   try:
-    with Progress(*columns) as bar:
+    with Progress(TextColumn("{task.description}"), BarColumn(), *bytes_columns) as bar:
       task = bar.add_task("converting", total=None)
-      kind = convert(
-        options.input,
-        options.output,
-        options.dtype,
-        progress=lambda done, total: bar.update(task, completed=done, total=total),
-      )
+
+      def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+
+      kind = convert(options.input, options.output, options.dtype, progress=show)
   except (WeightsError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -55,16 +55,10 @@ _FIELDS = {"V": "vocab_size", "L": "num_layers", "D": "hidden_size", "F": "inter
 _FIELDS |= {"K": "num_kv_heads", "H": "head_dim", "E": "num_experts"}
 
 # What travels with the weights, unchanged.
-_COMPANIONS: tuple[str, ...] = (
-  "tokenizer*",
-  "vocab.json",
-  "merges.txt",
-  "*.tiktoken",
-  "*.model",
-  "chat_template*",
-  "added_tokens.json",
+_COMPANIONS = (
+  *("tokenizer*", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+  *("*.tiktoken", "*.model", "chat_template*", "generation_config.json"),
 )
-_COMPANIONS += ("special_tokens_map.json", "generation_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,17 +226,16 @@ class HuggingFaceSource:
     return DTYPES[next(iter(dtypes))]
 
   def _check_tied_head(self) -> None:
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     tensors = self._files.tensors
-    if not self.config.tie_word_embeddings or "lm_head.weight" not in tensors:
+    if not self.config.tie_word_embeddings or head not in tensors:
       return
-    head, embedding = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
-    same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
+    same = (tensors[head].shape, tensors[head].dtype) == (tensors[embedding].shape, tensors[embedding].dtype)
     for box in weights(self.config)[0].boxes(self._dtypes["embed.embedding"].itemsize, BOX_BYTES):
       same = same and self._files.read(head, box).tobytes() == self._files.read(embedding, box).tobytes()
     if not same:
       raise WeightsError(
-        f"{head.file}: lm_head.weight differs from model.embed_tokens.weight,"
-        " but config.json says tie_word_embeddings=true"
+        f"{tensors[head].file}: {head} differs from {embedding}, but config.json says tie_word_embeddings=true"
       )
 
   def dtype(self, weight: Weight) -> np.dtype:
@@ -263,9 +256,6 @@ class HuggingFaceSource:
 
   def close(self) -> None:
     self._files.close()
-
-
-_TIED = ("lm_head.weight", "model.embed_tokens.weight")
 
 
 class HuggingFaceSink:

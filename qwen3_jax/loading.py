@@ -119,14 +119,15 @@ def _place(source: Source, weight: Weight, box: Box, dtype: np.dtype, sharding: 
   wanted = tuple(slice(part.start + a, part.start + b) for part, a, b in zip(box, low, high))
   data = source.read(weight, wanted, dtype)
 
-  def shard(index: tuple[slice, ...]) -> np.ndarray:
+  def shard(index: tuple[slice, ...] | None) -> np.ndarray:
     parts = zip(_slices(index, shape), low)
     return data[tuple(slice(part.start - origin, part.stop - origin) for part, origin in parts)]
 
   return jax.make_array_from_callback(shape, sharding, shard)
 
 
-def _slices(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
+def _slices(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
+  assert index is not None
   return tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape))
 
 
