@@ -49,9 +49,8 @@ def test_parameter_counts(name):
 @pytest.mark.parametrize("stage", ["", "s1", "s2", "s3"])
 @pytest.mark.parametrize("name", ALL)
 def test_every_stage_and_form_instantiates(name, stage, form):
-  config = experiment(
-    name, ",".join(filter(None, [stage and f"stage={stage}", form])), device_count=8 if not form else 1
-  )
+  arg = ",".join(filter(None, [stage and f"stage={stage}", form]))
+  config = experiment(name, arg, device_count=1 if form else 2)
   assert config.pipeline == ((stage,) if stage else ("s1", "s2", "s3"))
   for name in config.pipeline:
     make_model_config(config, rope_theta=config.stages[name].rope_theta)
@@ -161,7 +160,7 @@ def test_unknown_stage_and_argument():
 
 def test_miniature_is_the_whole_pre_training_in_small():
   for name in ("dense", "moe"):
-    config = experiment("miniature", f"model={name}", device_count=8)
+    config = experiment("miniature", f"model={name}", device_count=2)
     assert make_model_config(config).is_moe == (name == "moe")
     assert 500_000 < make_model_config(config).parameter_count() < 5_000_000
     s1, s2, s3 = config.stages.s1, config.stages.s2, config.stages.s3
