@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from qwen3_jax.config_checks import (
@@ -111,7 +111,7 @@ def define_config_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """For `app.run(main, flags_parser=parse_flags)`: absl knows no flags with dots, so each becomes a config_override."""
-  return flags.FLAGS([re.sub(r"^--?config\.", "--config_override=", argument) for argument in argv])
+  return app.parse_flags_with_usage([re.sub(r"^--?config\.", "--config_override=", argument) for argument in argv])
 
 
 def config_from_flags() -> ConfigDict:

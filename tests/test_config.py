@@ -196,6 +196,7 @@ def test_command_line(experiment):
   flags.DEFINE_string("workdir", "", "", flag_values=values)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(config_loading.flags, "FLAGS", values)
+    patch.setattr(config_loading.app, "FLAGS", values)
     config_loading.define_config_flag(values)
     rest = config_loading.parse_flags(
       ["main", f"--config={experiment}:layers=3", "--config.seed=7", "--workdir=w", "--config.name=x"]
@@ -205,6 +206,8 @@ def test_command_line(experiment):
     config_loading.parse_flags(["main", f"--config={experiment}", "--config.sed=7"])
     with pytest.raises(SystemExit, match="Did you mean 'seed'"):
       config_loading.config_from_flags()
+    with pytest.raises(SystemExit):  # a usage message, not a traceback
+      config_loading.parse_flags(["main", "--confg=x"])
 
 
 # Values.
