@@ -1,0 +1,102 @@
+"""A pre-training stage: next-token prediction on packed documents (Qwen3 report, section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from qwen3_jax.batch import Batch
+from qwen3_jax.config import make_model_config
+from qwen3_jax.data.pipeline import BatchIterator, train_batches, validation_batches
+from qwen3_jax.data.prepared import PreparedCorpus
+from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.greedy import greedy_continuation
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.objectives.next_token import next_token
+from qwen3_jax.optimizer import make_optimizer, make_schedule
+from qwen3_jax.stages.stage import Sample, Stage
+from qwen3_jax.train_state import TrainState
+
+
+class PackedBatches:
+  """The batch source of offline stages: a grain iterator, blind to the parameters."""
+
+  def __init__(self, iterator: BatchIterator):
+    self._iterator = iterator
+
+  def next_batch(self, state: TrainState) -> Batch:
+    return next(self._iterator)
+
+  def get_state(self) -> dict:
+    return self._iterator.get_state()
+
+  def set_state(self, state: dict) -> None:
+    self._iterator.set_state(state)
+
+
+def make_stage(config: ConfigDict, name: str, corpora: Mapping[str, str], tokenizer: Tokenizer) -> Stage:
+  """Stage `name` of a checked config; `corpora` gives the folder of each prepared corpus."""
+  settings = config.stages[name]
+  model = make_model_config(config, rope_theta=settings.rope_theta)
+  B, T = settings.batch_size, settings.sequence_length
+  steps = settings.tokens // (B * T)
+  processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  mixture = {
+    corpus: (PreparedCorpus.open(corpora[corpus], "train"), share) for corpus, share in settings.mixture.items()
+  }
+  iterator = train_batches(
+    mixture,
+    sequence_length=T,
+    batch_size=B,
+    seed=config.seed,
+    length_buckets=settings.length_buckets,
+    **processes,
+  )
+  validation = validation_batches(
+    {corpus: PreparedCorpus.open(corpora[corpus], "validation") for corpus in settings.mixture},
+    sequence_length=T,
+    batch_size=B,
+    num_batches=settings.evaluate_batches,
+    **processes,
+  )
+  return Stage(
+    name=name,
+    model=model,
+    objective=next_token(settings.z_loss),
+    optimizer=make_optimizer(settings.optimizer),
+    schedule=make_schedule(settings.optimizer, steps),
+    steps=steps,
+    batch_shape=(B, T),
+    micro_batches=settings.micro_batches,
+    clip_norm=settings.optimizer.clip_norm,
+    max_skipped_steps=settings.max_skipped_steps,
+    batches=PackedBatches(iterator),
+    keeps_optimizer=True,
+    evaluate_every=settings.evaluate_every,
+    validation=validation,
+    sample=_sampler(model, tokenizer, tuple(settings.sample_prompts), settings.sample_tokens),
+    facts={f"unigram_entropy/{domain}": unigram_entropy(batches) for domain, batches in validation.items()},
+  )
+
+
+def unigram_entropy(batches: list[Batch]) -> float:
+  """Entropy in nats per token of the targets' own frequencies: the loss of the best model that ignores context."""
+  targets = np.concatenate([np.asarray(batch.targets)[np.asarray(batch.loss_weights) > 0] for batch in batches])
+  counts = np.unique(targets, return_counts=True)[1]
+  return math.log(targets.size) - float(np.sum(counts * np.log(counts))) / targets.size
+
+
+def _sampler(model: ModelConfig, tokenizer: Tokenizer, prompts: tuple[str, ...], new_tokens: int):
+  def sample(params: Parameters) -> list[Sample]:
+    if not prompts:
+      return []
+    written = greedy_continuation(model, params, [tokenizer.encode(prompt) for prompt in prompts], new_tokens)
+    ends = [ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids) for ids in written]
+    return [Sample(prompt, tokenizer.decode(ids[:end])) for prompt, ids, end in zip(prompts, written, ends)]
+
+  return sample

@@ -1,0 +1,58 @@
+"""Stage: what the train loop needs to know of one stage of a pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import optax
+
+from qwen3_jax.batch import Batch
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.objectives.loss_output import Objective
+from qwen3_jax.train_state import TrainState
+
+
+class BatchSource(Protocol):
+  """Where batches come from: packed documents, or rollouts of the current parameters."""
+
+  def next_batch(self, state: TrainState) -> Batch:
+    """This process's rows of the next global batch, as numpy arrays."""
+
+  def get_state(self) -> dict[str, Any]:
+    """JSON-able; refers to the batch returned last; the same on every process."""
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues after the batch that `state` refers to, on any number of processes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  prompt: str
+  text: str  # what the model writes after it
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  name: str
+  model: ModelConfig
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  steps: int
+  batch_shape: tuple[int, int]  # global [B, T]
+  micro_batches: int
+  clip_norm: float
+  max_skipped_steps: int
+  batches: BatchSource
+  keeps_optimizer: bool  # carry the optimizer state over from the stage before, or start it anew
+  evaluate_every: int
+  validation: dict[str, list[Batch]]  # domain -> this process's rows of fixed batches
+  sample: Callable[[Parameters], list[Sample]]
+  facts: dict[str, float]  # scalars written once, e.g. unigram_entropy/<domain>
+
+  @property
+  def tokens_per_step(self) -> int:
+    return self.batch_shape[0] * self.batch_shape[1]

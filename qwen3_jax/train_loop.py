@@ -1,0 +1,230 @@
+"""The only loop: step, log, evaluate, checkpoint, stop when asked, resume."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from qwen3_jax.batch import Batch
+from qwen3_jax.checkpoint import Checkpointer
+from qwen3_jax.metrics import MetricWriter, device_peak_flops
+from qwen3_jax.models.flops import training_flops_per_token
+from qwen3_jax.preemption import Preempted, PreemptionNotice
+from qwen3_jax.progress import Progress
+from qwen3_jax.sharding import batch_sharding, replicated
+from qwen3_jax.stages.stage import Stage
+from qwen3_jax.train_state import TrainState, abstract_state, create_state, next_stage_state
+from qwen3_jax.train_step import make_evaluation_step, make_train_step
+from qwen3_jax.workdir import Workdir
+
+STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
+
+
+class NonFiniteError(RuntimeError):
+  """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+def run_stage(
+  stage: Stage, config: ConfigDict, workdir: Workdir, mesh: Mesh, previous: str | None, tokens_before: int
+) -> None:
+  """Runs `stage` to its end, from its newest checkpoint if it has one.
+
+  Args:
+    stage: what to run.
+    config: the checked config; read here are seed, checkpoint, log_every and stall_seconds.
+    workdir: where everything is written.
+    mesh: the devices.
+    previous: the stage to start from when this one has no checkpoint yet; None initialises.
+    tokens_before: tokens seen in the stages before.
+
+  Raises:
+    Preempted: after SIGTERM, with the state saved.
+    NonFiniteError: after more than `stage.max_skipped_steps` non-finite steps in a row.
+  """
+  with jax.set_mesh(mesh), PreemptionNotice() as notice:
+    checkpoints = Checkpointer(workdir.checkpoints(stage.name), keep=config.checkpoint.keep)
+    try:
+      state = _starting_state(stage, config, workdir, mesh, previous, checkpoints)
+      _Run(stage, config, workdir, mesh, checkpoints, tokens_before).train(state, notice)
+    finally:
+      checkpoints.close()
+
+
+def _starting_state(
+  stage: Stage, config: ConfigDict, workdir: Workdir, mesh: Mesh, previous: str | None, checkpoints: Checkpointer
+) -> TrainState:
+  """The first that there is: this stage's newest checkpoint, the end of the stage before, a fresh initialisation."""
+  abstract = abstract_state(stage.model, stage.optimizer, mesh)
+  restored = checkpoints.restore(abstract)
+  if restored is not None:
+    stage.batches.set_state(restored.data_state)
+    return restored.state
+  if previous is None:
+    return create_state(stage.model, stage.optimizer, mesh, config.seed)
+  with_previous = Checkpointer(workdir.checkpoints(previous), keep=config.checkpoint.keep)
+  try:
+    restored = with_previous.restore(abstract)
+  finally:
+    with_previous.close()
+  if restored is None:
+    raise FileNotFoundError(f"stage {stage.name!r} starts from {previous!r}, which has no checkpoint in {workdir}")
+  return next_stage_state(restored.state, config.seed)
+
+
+@dataclasses.dataclass
+class _Pending:
+  """A step that was dispatched and whose metrics have not been fetched."""
+
+  step: int
+  metrics: dict[str, jax.Array]
+  data_checksum: int
+
+
+class _Run:
+  def __init__(
+    self, stage: Stage, config: ConfigDict, workdir: Workdir, mesh: Mesh, checkpoints: Checkpointer, tokens_before: int
+  ):
+    self.stage, self.config, self.mesh, self.checkpoints = stage, config, mesh, checkpoints
+    self.tokens_before = tokens_before
+    self.workdir = workdir
+    self.writer = MetricWriter(workdir, stage.name)
+    self.flops_per_token = training_flops_per_token(stage.model, stage.batch_shape[1])
+    peak = device_peak_flops(mesh.devices.flat[0])
+    devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.size  # virtual devices share one processor
+    self.peak_flops = peak * devices if peak else None
+    self.evaluate_step: Any = jax.jit(make_evaluation_step(stage.model, stage.objective))
+    self.checksum = 0
+    self.data_wait = 0.0
+    self.window_start = (0, 0.0)  # step and time since which speed is measured
+
+  def train(self, state: TrainState, notice: PreemptionNotice) -> None:
+    stage = self.stage
+    step = int(state.step)
+    self.writer.truncate_after(step)
+    in_flight: collections.deque[_Pending] = collections.deque()
+    with Progress(stage.name, stage.steps, step, stall_seconds=self.config.stall_seconds) as self.progress:
+      if step < stage.steps:
+        compiled = self._compile(state)
+      if step == 0:
+        self.writer.write(0, stage.facts)
+      self.window_start = (step, time.monotonic())
+      while step < stage.steps:
+        batch = self._next_batch(state)
+        state, metrics = compiled(state, batch)
+        step += 1
+        in_flight.append(_Pending(step, metrics, self.checksum))
+        while len(in_flight) > STEPS_IN_FLIGHT:
+          self._finish(in_flight.popleft())
+
+        last, stop = step == stage.steps, notice.requested(step)
+        evaluate = last or step % stage.evaluate_every == 0
+        save = last or stop or step % self.config.checkpoint.every == 0
+        if evaluate or save:  # rare; what was dispatched is logged before what follows it
+          while in_flight:
+            self._finish(in_flight.popleft())
+        validation = self._evaluate(state, step) if evaluate else {}
+        if save:
+          with self.progress.phase("saving"):
+            self.checkpoints.save(step, state, data_state=stage.batches.get_state(), metrics=validation)
+        if evaluate or save:
+          self.window_start = (step, time.monotonic())
+        if stop and not last:
+          self.checkpoints.wait()
+          raise Preempted(f"stage {stage.name!r} stopped at step {step} of {stage.steps} and saved its state")
+      with self.progress.phase("finishing the last checkpoint"):
+        self.checkpoints.wait()
+    self.writer.close()
+
+  def _compile(self, state: TrainState):
+    """The train step, compiled ahead of time: a shape that changed would be an error, never a second compilation."""
+    stage = self.stage
+    step = make_train_step(
+      stage.model,
+      stage.objective,
+      stage.optimizer,
+      stage.schedule,
+      clip_norm=stage.clip_norm,
+      micro_batches=stage.micro_batches,
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    sharding = batch_sharding(self.mesh)
+    jitted = jax.jit(
+      step,
+      donate_argnums=0,
+      in_shardings=(shardings, sharding),
+      out_shardings=(shardings, replicated(self.mesh)),
+    )
+    integers = jax.ShapeDtypeStruct(stage.batch_shape, np.int32, sharding=sharding)
+    floats = jax.ShapeDtypeStruct(stage.batch_shape, np.float32, sharding=sharding)
+    with self.progress.phase("compiling"):
+      return jitted.lower(state, Batch(integers, integers, floats, integers, integers)).compile()
+
+  def _next_batch(self, state: TrainState) -> Batch:
+    """The next batch on the devices; its time is what training waits for data."""
+    started = time.monotonic()
+    local = self.stage.batches.next_batch(state)
+    self.checksum = zlib.crc32(np.ascontiguousarray(local.tokens).tobytes())
+    batch = self._to_devices(local)
+    self.data_wait += time.monotonic() - started
+    return batch
+
+  def _to_devices(self, local: Batch) -> Batch:
+    sharding = batch_sharding(self.mesh)
+    place = lambda x: jax.make_array_from_process_local_data(sharding, x, self.stage.batch_shape)
+    return jax.tree.map(place, local)
+
+  def _finish(self, pending: _Pending) -> None:
+    """Waits for a step; logs it if it is one to log."""
+    stage, step = self.stage, pending.step
+    if step % self.config.log_every and step != stage.steps:
+      jax.block_until_ready(pending.metrics)
+      self.progress.update(step)
+      return
+    metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+    start, since = self.window_start
+    now = time.monotonic()
+    seconds = (now - since) / max(step - start, 1)
+    speed = stage.tokens_per_step / max(seconds, 1e-9)
+    mfu = speed * self.flops_per_token / self.peak_flops if self.peak_flops else float("nan")
+    metrics |= {
+      "tokens_seen": self.tokens_before + step * stage.tokens_per_step,
+      "tokens_per_second": speed,
+      "step_seconds": seconds,
+      "data_wait_seconds": self.data_wait / max(step - start, 1),
+      "mfu": mfu,
+      "data_checksum": pending.data_checksum,
+    }
+    self.window_start, self.data_wait = (step, now), 0.0
+    self.writer.write(step, metrics)
+    self.progress.update(step, loss=metrics["loss"], tokens_per_second=speed, mfu=mfu)
+    if metrics["skipped_steps"] > stage.max_skipped_steps:
+      raise NonFiniteError(
+        f"stage {stage.name!r}, step {step}: loss or gradient was not finite in {int(metrics['skipped_steps'])} steps"
+        f" in a row (max_skipped_steps={stage.max_skipped_steps}); the parameters are those before them"
+      )
+
+  def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    """Validation loss per domain, and samples."""
+    results: dict[str, float] = {}
+    losses = []
+    with self.progress.phase("evaluating"):
+      for domain, batches in self.stage.validation.items():
+        outputs = [self.evaluate_step(state.params, self._to_devices(batch)) for batch in batches]
+        weight = sum(float(output.weight) for output in outputs)
+        for name in outputs[0].metrics:
+          results[f"validation/{domain}/{name}"] = sum(float(o.metrics[name]) for o in outputs) / max(weight, 1e-8)
+        losses.append(results[f"validation/{domain}/loss"])
+      if losses:
+        results["validation/loss"] = float(np.mean(losses))
+        self.writer.write(step, results)
+      for sample in self.stage.sample(state.params):
+        self.writer.write_sample(step, sample.prompt, sample.text)
+    return results
