@@ -1,0 +1,234 @@
+"""The on-disk format of a prepared corpus, both directions.
+
+```
+<corpus>/manifest.json                        what was prepared, from what, with which tokenizer
+<corpus>/train/shard-00000.array_record       one record per document
+<corpus>/train/shard-00000.index.npz          lengths int32 [n], domain and language uint16 [n], and their names
+<corpus>/validation/...                       likewise; may hold no shard
+```
+
+A record is a header of 6 bytes (format version, flags, count of tokens as uint32), the tokens (uint16 where all fit,
+else uint32) and, if flagged, a loss mask of one bit per token. Everything is little-endian. A shard is complete when
+its index is there: the index is renamed into place last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation")
+
+_HEADER = struct.Struct("<BBI")
+_SHORT_TOKENS = 1  # flag: tokens are uint16
+_HAS_MASK = 2  # flag: mask bits follow the tokens
+_SUFFIX = ".array_record"
+_INDEX_ARRAYS = ("lengths", "domain", "language", "domain_names", "language_names")
+_MANIFEST_KEYS = {
+  "version": int,  # of this format
+  "splits": dict,  # split -> {"shards", "documents", "tokens"}
+  "tokens_per_language": dict,
+  "tokens_per_domain": dict,
+  "documents": int,  # over both splits
+  "bytes": int,  # of the text, in UTF-8
+  "replaced_characters": int,  # undecodable bytes that became U+FFFD
+  "tokenizer": str,  # fingerprint of the tokenizer
+  "vocab_size": int,
+  "source": str,
+}
+
+
+class DataError(ValueError):
+  """A prepared corpus, or a request for data, that cannot be used. One line that names the file or the value."""
+
+
+def encode_record(tokens: np.ndarray, loss_mask: np.ndarray | None = None) -> bytes:
+  """Bytes of one document: `tokens` [n] of integers in [0, 2^31), `loss_mask` bool [n] or None."""
+  tokens = np.asarray(tokens)
+  if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
+    raise DataError(f"tokens: shape {tokens.shape}, dtype {tokens.dtype}; expected one dimension of integers")
+  largest = int(tokens.max(initial=0))
+  if tokens.min(initial=0) < 0 or largest >= 2**31:
+    raise DataError(f"tokens: ids from {tokens.min()} to {largest}; expected 0 to 2^31 - 1")
+  short = largest < 2**16
+  flags = (_SHORT_TOKENS if short else 0) | (0 if loss_mask is None else _HAS_MASK)
+  parts = [_HEADER.pack(FORMAT_VERSION, flags, tokens.size), tokens.astype("<u2" if short else "<u4").tobytes()]
+  if loss_mask is not None:
+    loss_mask = np.asarray(loss_mask, bool)
+    if loss_mask.shape != tokens.shape:
+      raise DataError(f"loss_mask: shape {loss_mask.shape}; expected that of the tokens, {tokens.shape}")
+    parts.append(np.packbits(loss_mask, bitorder="little").tobytes())
+  return b"".join(parts)
+
+
+def decode_record(record: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+  """Inverse of `encode_record`: tokens int32 [n], loss mask bool [n] or None. Raises DataError on a damaged record."""
+  if len(record) < _HEADER.size:
+    raise DataError(f"record of {len(record)} bytes; expected at least {_HEADER.size}")
+  version, flags, count = _HEADER.unpack_from(record)
+  if version != FORMAT_VERSION:
+    raise DataError(f"record of format version {version}; expected {FORMAT_VERSION}")
+  if flags & ~(_SHORT_TOKENS | _HAS_MASK):
+    raise DataError(f"record with unknown flags {flags:#04x}")
+  dtype = np.dtype("<u2" if flags & _SHORT_TOKENS else "<u4")
+  mask_start = _HEADER.size + count * dtype.itemsize
+  expected = mask_start + ((count + 7) // 8 if flags & _HAS_MASK else 0)
+  if len(record) != expected:
+    raise DataError(f"record of {len(record)} bytes; expected {expected} for {count} tokens")
+  tokens = np.frombuffer(record, dtype, count, _HEADER.size).astype(np.int32)
+  if tokens.min(initial=0) < 0:
+    raise DataError("record with a token id above 2^31 - 1")
+  if not flags & _HAS_MASK:
+    return tokens, None
+  bits = np.frombuffer(record, np.uint8, offset=mask_start)
+  return tokens, np.unpackbits(bits, count=count, bitorder="little").astype(bool)
+
+
+def shard_path(corpus: str | os.PathLike, split: str, number: int) -> Path:
+  """Path of the records of a shard."""
+  return Path(corpus) / split / f"shard-{number:05d}{_SUFFIX}"
+
+
+def index_path(shard: Path) -> Path:
+  """Path of the index that belongs to the records at `shard`."""
+  return shard.with_name(shard.name.removesuffix(_SUFFIX) + ".index.npz")
+
+
+class ShardWriter:
+  """Writes one shard: records at `path` (see `shard_path`) and its index, both appearing complete or not at all.
+
+  A context manager; leaving it through an exception removes what was written.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = Path(path)
+    if not self.path.name.endswith(_SUFFIX):
+      raise DataError(f"{path}: name of a shard; expected it to end in {_SUFFIX}")
+    self.documents = 0
+    self.tokens = 0
+    self._temporary = self.path.with_name(self.path.name + ".partial")
+    self._temporary_index = self.path.with_name(index_path(self.path).name + ".partial")
+    self._lengths: list[int] = []
+    self._labels: tuple[list[str], list[str]] = ([], [])  # domain, language of each document
+
+  def __enter__(self) -> ShardWriter:
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self._writer = ArrayRecordWriter(os.fspath(self._temporary), "group_size:1")
+    return self
+
+  def add(self, tokens: np.ndarray, domain: str, language: str, loss_mask: np.ndarray | None = None) -> None:
+    """Appends a document; arguments as in `encode_record`."""
+    record = encode_record(tokens, loss_mask)
+    self._writer.write(record)
+    self._lengths.append(len(tokens))
+    self._labels[0].append(domain)
+    self._labels[1].append(language)
+    self.documents += 1
+    self.tokens += len(tokens)
+
+  def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    try:
+      self._writer.close()
+      if kind is None:
+        self._write_index()
+        _sync(self._temporary)
+        index_path(self.path).unlink(missing_ok=True)  # of an older shard: it must not describe the new records
+        self._temporary.rename(self.path)
+        self._temporary_index.rename(index_path(self.path))
+    finally:
+      self._temporary.unlink(missing_ok=True)
+      self._temporary_index.unlink(missing_ok=True)
+
+  def _write_index(self) -> None:
+    ids, names = zip(*(self._numbered(labels) for labels in self._labels))
+    with open(self._temporary_index, "wb") as file:
+      np.savez(
+        file,
+        lengths=np.asarray(self._lengths, np.int32),
+        domain=ids[0],
+        language=ids[1],
+        domain_names=names[0],
+        language_names=names[1],
+      )
+      file.flush()
+      os.fsync(file.fileno())
+
+  def _numbered(self, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    names = sorted(set(labels))
+    if len(names) > 2**16:
+      raise DataError(f"{self.path}: {len(names)} different domains or languages; expected at most 65536")
+    number = {name: i for i, name in enumerate(names)}
+    return np.asarray([number[label] for label in labels], np.uint16), np.asarray(names, dtype=np.str_)
+
+
+def read_index(shard: Path) -> dict[str, np.ndarray]:
+  """The arrays of a shard's index, by the names in the module's docstring. Raises DataError naming the file."""
+  path = index_path(shard)
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      index = {name: file[name] for name in _INDEX_ARRAYS}
+  except FileNotFoundError:
+    raise DataError(f"{path}: missing") from None
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+  count = len(index["lengths"])
+  for labels in ("domain", "language"):
+    if len(index[labels]) != count or (count and index[labels].max() >= len(index[f"{labels}_names"])):
+      raise DataError(f"{path}: damaged ({labels} does not fit {count} documents)")
+  if index["lengths"].min(initial=0) < 0:
+    raise DataError(f"{path}: damaged (negative length)")
+  return index
+
+
+def write_manifest(corpus: str | os.PathLike, manifest: dict[str, Any]) -> None:
+  """Writes `manifest.json`, the last thing that makes a corpus; the keys are checked."""
+  path = Path(corpus) / "manifest.json"
+  _check_manifest(path, manifest)
+  temporary = path.with_name("manifest.json.partial")
+  temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+  _sync(temporary)
+  temporary.rename(path)
+
+
+def read_manifest(corpus: str | os.PathLike) -> dict[str, Any]:
+  """The manifest of a prepared corpus. Raises DataError naming the file."""
+  path = Path(corpus) / "manifest.json"
+  try:
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+  except (FileNotFoundError, NotADirectoryError):
+    raise DataError(f"{path}: missing; not a prepared corpus, or its preparation has not finished") from None
+  except ValueError as error:
+    raise DataError(f"{path}: damaged ({error})") from None
+  _check_manifest(path, manifest)
+  return manifest
+
+
+def _check_manifest(path: Path, manifest: Any) -> None:
+  if not isinstance(manifest, dict) or manifest.get("version") != FORMAT_VERSION:
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    raise DataError(f"{path}: format version {version!r}; expected {FORMAT_VERSION}")
+  for key, kind in _MANIFEST_KEYS.items():
+    if not isinstance(manifest.get(key), kind):
+      raise DataError(f"{path}: {key} is {manifest.get(key)!r}; expected {kind.__name__}")
+  for split in SPLITS:
+    counts = manifest["splits"].get(split)
+    if not isinstance(counts, dict) or any(
+      not isinstance(counts.get(k), int) or counts[k] < 0 for k in ("shards", "documents", "tokens")
+    ):
+      raise DataError(f"{path}: splits.{split} is {counts!r}; expected counts of shards, documents and tokens")
+
+
+def _sync(path: Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
