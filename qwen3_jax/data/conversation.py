@@ -144,13 +144,17 @@ def _encode_spans(tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]],
 
   def add_piece(piece_start: int, piece_end: int) -> None:
     piece_ids = tokenizer.encode(text[piece_start:piece_end].replace(mark, ""), allow_special=False)
-    # A span starts inside a piece (after its header) or at the end of one, and ends at an added token.
-    outside = text[piece_start : min(max(start, piece_start), piece_end)].replace(mark, "")
+    if piece_end <= start:
+      ids.extend(piece_ids)
+      loss_mask.extend([False] * len(piece_ids))
+      return
+    # A span starts inside a piece (after its header) and ends at an added token.
+    outside = text[piece_start : max(start, piece_start)].replace(mark, "")
     cut = sum(len(tokenizer.token_bytes(id)) for id in tokenizer.encode(outside, allow_special=False))
     offset = 0
     for id in piece_ids:
       ids.append(id)
-      loss_mask.append(piece_end > start and offset >= cut)
+      loss_mask.append(offset >= cut)
       offset += len(tokenizer.token_bytes(id))
 
   position = 0
