@@ -8,17 +8,27 @@ The direction follows from what is found in the input. The output appears comple
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from qwen3_jax.atomic_folder import atomic_folder
-from qwen3_jax.huggingface import BOX_BYTES, HuggingFaceSink, HuggingFaceSource, copy_companions, weights, write_config
-from qwen3_jax.parameter_folder import ParameterSink, ParameterSource, chunk_shape, has_parameters
+from qwen3_jax.huggingface import (
+  BOX_BYTES,
+  Box,
+  HuggingFaceSink,
+  HuggingFaceSource,
+  copy_companions,
+  weights,
+  write_config,
+)
+from qwen3_jax.parameter_folder import ParameterSink, ParameterSource, chunk_shape, find_checkpoint
 from qwen3_jax.safetensors_io import DTYPES, WeightsError
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -26,10 +36,11 @@ _SLACK_BYTES = 64 << 20  # headers, indices and tokenizer files
 
 
 def open_source(folder: Path) -> HuggingFaceSource | ParameterSource:
-  """The parameters of a Hugging Face folder or of our own checkpoint folder, whichever it is."""
+  """The parameters of a Hugging Face folder, a checkpoint folder of ours, or a stage's newest one, whichever it is."""
   if not folder.is_dir():
     raise WeightsError(f"{folder}: no such folder")
-  return ParameterSource(folder) if has_parameters(folder) else HuggingFaceSource(folder)
+  checkpoint = find_checkpoint(folder)
+  return ParameterSource(checkpoint) if checkpoint else HuggingFaceSource(folder)
 
 
 def parse_dtype(name: str) -> np.dtype:
@@ -76,22 +87,37 @@ def convert(
         target = dtypes[weight.path]
         wide = max(target.itemsize, source.dtype(weight).itemsize)
         multiples = chunk_shape(weight, target.itemsize) if to_ours else source.multiples(weight)
-        for box in weight.boxes(wide, BOX_BYTES, multiples):
-          array = source.read(weight, box, target)
+        read = functools.partial(source.read, weight, dtype=target)
+        for box, array in _read_ahead(read, weight.boxes(wide, BOX_BYTES, multiples)):
           sink.write(weight, box, array)
           done += array.nbytes
           progress(done, total)
       sink.close()
-      copy_companions(source_folder, folder)
+      copy_companions(source.tokenizer_folder, folder)
       write_config(folder, source.config, dtypes["embed.embedding"], source.written_config)
   finally:
     source.close()
   return "checkpoint" if to_ours else "safetensors"
 
 
+def _read_ahead(read: Callable[[Box], np.ndarray], boxes: Iterable[Box]) -> Iterator[tuple[Box, np.ndarray]]:
+  """Reads each box in a thread while the one before it is being written."""
+  with ThreadPoolExecutor(max_workers=1) as reader:
+    waiting: tuple[Box, Future[np.ndarray]] | None = None
+    for box in boxes:
+      following = (box, reader.submit(read, box))
+      if waiting:
+        yield waiting[0], waiting[1].result()
+      waiting = following
+    if waiting:
+      yield waiting[0], waiting[1].result()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m qwen3_jax.convert", description=__doc__.split("\n")[0])
-  parser.add_argument("--input", required=True, type=Path, help="Hugging Face folder or our own checkpoint folder")
+  parser.add_argument(
+    "--input", required=True, type=Path, help="Hugging Face folder, our own checkpoint folder, or a stage of a run"
+  )
   parser.add_argument("--output", required=True, type=Path, help="new folder for the other kind")
   parser.add_argument("--dtype", choices=[d.name for d in DTYPES.values()], help="default: as stored")
   options = parser.parse_args(arguments)

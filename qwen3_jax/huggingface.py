@@ -22,7 +22,7 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.safetensors_io import DTYPES, SafetensorsFolder, SafetensorsWriter, WeightsError, abbreviate
 
 Box = tuple[slice, ...]
-BOX_BYTES = 64 << 20  # conversion works on pieces of about this size
+BOX_BYTES = 24 << 20  # conversion works on pieces of about this size; the allocator hands such back for reuse
 
 # Our path and axes; Hugging Face's name and axes, where "NH" is one axis that holds heads x head_dim.
 # L and, in a name with {expert}, E are stacked: one tensor for each.
@@ -124,28 +124,45 @@ class Weight:
       ranges.append(slice(part.start * inner, part.stop * inner))
     return tuple(ranges)
 
+  @property
+  def _transposed(self) -> bool:
+    """Whether the axes on disk are ours in the other order; heads and head_dim move together."""
+    return self.axes[self.stacked :] != "".join(self.disk)
+
   def from_disk(self, tensor: np.ndarray, out: np.ndarray) -> None:
     """Copies one tensor's ranges into `out`: our layout without the stacked axes, contiguous, our dtype."""
-    transposed = self.axes[self.stacked :] != "".join(self.disk)
-    _copy(out.reshape(tensor.shape[::-1]).T if transposed else out.reshape(tensor.shape), tensor)
+    if self._transposed:
+      _transpose(tensor, out.reshape(tensor.shape[::-1]))
+    else:
+      np.copyto(out.reshape(tensor.shape), tensor, casting="unsafe")
 
   def to_disk(self, array: np.ndarray, ranges: Box, dtype: np.dtype) -> np.ndarray:
-    """The inverse of `from_disk` for those ranges: a new array in the layout on disk."""
-    transposed = self.axes[self.stacked :] != "".join(self.disk)
+    """The inverse of `from_disk` for those ranges: an array in the layout on disk."""
     shape = [part.stop - part.start for part in ranges]
+    if not self._transposed:
+      return array.reshape(shape).astype(dtype, copy=False)
     out = np.empty(shape, dtype)
-    _copy(out, array.reshape(shape[::-1]).T if transposed else array.reshape(shape))
+    _transpose(array.reshape(shape[::-1]), out)
     return out
 
 
-def _copy(out: np.ndarray, source: np.ndarray) -> None:
-  """out[...] = source with a cast, in strips of rows: a transposed copy then stays within the cache."""
+def _transpose(source: np.ndarray, out: np.ndarray) -> None:
+  """out = source.T with a cast.
+
+  Goes by tiles that stay in the cache. Each passes through a buffer with an odd row length, since rows that lie a power
+  of two apart, as the weights' do, would all compete for the same cache lines (this is 3 to 6 times faster).
+  """
   if out.dtype == source.dtype:
     raw = np.dtype(f"u{out.dtype.itemsize}")  # numpy copies plain integers faster than bfloat16
     out, source = out.view(raw), source.view(raw)
-  strip = 128 if out.ndim > 1 else len(out)
-  for i in range(0, len(out), strip):
-    np.copyto(out[i : i + strip], source[i : i + strip], casting="unsafe")
+  tile = 128
+  buffer = np.empty((tile, tile + 32), source.dtype)
+  for i in range(0, source.shape[0], tile):
+    for j in range(0, source.shape[1], tile):
+      part = source[i : i + tile, j : j + tile]
+      padded = buffer[: part.shape[0], : part.shape[1]]
+      padded[...] = part
+      np.copyto(out[j : j + tile, i : i + tile], padded.T, casting="unsafe")
 
 
 def weights(config: ModelConfig) -> list[Weight]:
@@ -187,7 +204,7 @@ class HuggingFaceSource:
   """
 
   def __init__(self, folder: Path):
-    self.folder = folder
+    self.folder = self.tokenizer_folder = folder
     self.config, self.written_config = read_config(folder)
     self._files = SafetensorsFolder(folder)
     self._check_names()

@@ -35,7 +35,7 @@ def load_pretrained(
   """Loads a model straight into its shardings, and its tokenizer.
 
   Args:
-    path: a Hugging Face folder (safetensors) or our own checkpoint folder.
+    path: a Hugging Face folder (safetensors), our own checkpoint folder, or a stage of a run (its newest step).
     dtype: of parameters and computation: bfloat16, float32 or float16; None keeps what is stored.
     mesh: where to; None is the first device.
     overrides: fields of ModelConfig that leave the shapes alone, e.g. yarn_factor=4.0.
@@ -65,18 +65,23 @@ def load_parameters(
   """The configuration and the parameters of a folder; see `load_pretrained`."""
   source = open_source(Path(path))
   try:
-    config = _override(source.config, overrides)
-    every = weights(source.config)
-    shardings = None if mesh is None else _flatten(parameter_shardings(config, mesh))
-    single = SingleDeviceSharding(jax.local_devices()[0])
-    arrays = {}
-    for weight in every:
-      target = parse_dtype(dtype) if dtype else source.dtype(weight)
-      arrays[weight.path] = _load(source, weight, target, shardings[weight.path] if shardings else single)
-    name = arrays["embed.embedding"].dtype.name
-    return config.replace(**{"dtype": name, "param_dtype": name, **overrides}), _nest(arrays)
+    return _load_all(source, dtype, mesh, overrides)
   finally:
     source.close()
+
+
+def _load_all(
+  source: Source, dtype: str | None, mesh: Mesh | None, overrides: dict[str, Any]
+) -> tuple[ModelConfig, Parameters]:
+  config = _override(source.config, overrides)
+  shardings = None if mesh is None else _flatten(parameter_shardings(config, mesh))
+  single = SingleDeviceSharding(jax.local_devices()[0])
+  arrays = {}
+  for weight in weights(source.config):
+    target = parse_dtype(dtype) if dtype else source.dtype(weight)
+    arrays[weight.path] = _load(source, weight, target, shardings[weight.path] if shardings else single)
+  name = arrays["embed.embedding"].dtype.name
+  return config.replace(**{"dtype": name, "param_dtype": name, **overrides}), _nest(arrays)
 
 
 def _override(config: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:

@@ -25,8 +25,15 @@ _DICT_KEY = 2  # orbax's code for the key of a dict
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
 
-def has_parameters(folder: Path) -> bool:
-  return (folder / PARAMETERS / "_METADATA").exists()
+def find_checkpoint(path: Path) -> Path | None:
+  """`path` if it is a checkpoint folder, the newest step if it is a run's stage or its `checkpoints`, else None."""
+  if (path / PARAMETERS / "_METADATA").exists():
+    return path
+  for steps in (path, path / "checkpoints"):
+    found = [step for step in steps.glob("*/") if step.name.isdigit() and (step / PARAMETERS / "_METADATA").exists()]
+    if found:
+      return max(found, key=lambda step: int(step.name))
+  return None
 
 
 def _context() -> ts.Context:
@@ -55,14 +62,18 @@ def chunk_shape(weight: Weight, itemsize: int) -> tuple[int, ...]:
 
 
 class ParameterSource:
-  """Parameters out of our own checkpoint folder: `config.json` and the item `parameters`, written by us or by orbax.
+  """Parameters out of our own checkpoint folder: the item `parameters`, written by us or by orbax.
 
+  `config.json` and the tokenizer lie beside it; those of a run's step in the stage's folder and in `<workdir>/tokenizer`.
   Raises WeightsError that lists missing and unexpected arrays, or names the first of a wrong shape or dtype.
   """
 
   def __init__(self, folder: Path):
     self.folder = folder
-    self.config, self.written_config = read_config(folder)
+    stage = folder.absolute().parent.parent
+    alone = (folder / "config.json").exists() or not (stage / "config.json").exists()
+    self.config, self.written_config = read_config(folder if alone else stage)
+    self.tokenizer_folder = folder if alone else stage.parent.parent / "tokenizer"
     item = folder / PARAMETERS
     try:
       metadata = json.loads((item / "_METADATA").read_text())
