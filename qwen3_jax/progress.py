@@ -1,110 +1,174 @@
-"""Progress of a stage: a bar on a terminal, plain lines elsewhere, and a word when nothing moves."""
+"""How a stage goes, for people: a bar on a terminal, plain lines elsewhere, and a line when nothing moves."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import math
-import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 
 import jax
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
-LINE_SECONDS = 10.0  # between plain lines
+LONG_PHASE_SECONDS = 2.0  # a phase that takes longer gets a line of its own
 
 
 class Progress:
-  """Context manager; `update` once a step. Process 0 shows it, the others are silent."""
+  """Shows the progress of one stage; use it as a context manager.
 
-  def __init__(self, stage: str, total_steps: int, start_step: int, *, stall_seconds: float = 120.0):
-    self._stage, self._total, self._step, self._start = stage, total_steps, start_step, start_step
-    self._stall_seconds = stall_seconds
-    self._shown = jax.process_index() == 0
-    self._console = Console(stderr=False, soft_wrap=True, highlight=False)
-    self._facts = ""
-    self._began = self._moved = time.monotonic()
-    self._line_at = -math.inf
+  The first process shows the bar or, every `line_seconds`, a line; every process says when it has stalled. Drawing and
+  watching happen in threads of their own: `update` only notes down what it is given.
+
+  Args:
+    stage: name of the stage.
+    total_steps: steps of the whole stage.
+    start_step: steps done before this run.
+    stall_seconds: say so when no step has finished for so long, and again after every such period.
+    line_seconds: time between lines when there is no terminal.
+    console: where to; standard output unless given.
+  """
+
+  def __init__(
+    self,
+    stage: str,
+    total_steps: int,
+    start_step: int = 0,
+    *,
+    stall_seconds: float = 120.0,
+    line_seconds: float = 10.0,
+    console: Console | None = None,
+  ):
+    self._stage, self._total, self._step = stage, total_steps, start_step
+    self._stall_seconds, self._line_seconds = stall_seconds, line_seconds
+    self._console = console or Console(soft_wrap=True, highlight=False)
+    self._shown = ""  # the newest loss, speed and MFU
     self._phase: str | None = None
-    self._stop = threading.Event()
-    self._bar: Bar | None = None
+    self._phase_started = 0.0
+    self._moved = time.monotonic()  # when a step or a phase last ended
+    self._last_line = float("-inf")
+    # Times of recent steps: the estimate follows the present speed and leaves out compilation.
+    self._recent: collections.deque[tuple[float, int]] = collections.deque(maxlen=200)
+    self._stopped = threading.Event()
+    self._bar: rich.progress.Progress | None = None
+    self._is_first = jax.process_index() == 0
+    self._name = stage if jax.process_count() == 1 else f"{stage}, process {jax.process_index()}"
 
   def __enter__(self) -> Progress:
-    if self._shown and self._console.is_terminal:
-      self._bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
+    if self._is_first and self._console.is_terminal:
+      self._bar = rich.progress.Progress(
+        rich.progress.TextColumn("[bold]{task.description}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        rich.progress.TextColumn("{task.fields[shown]}", markup=False),
         console=self._console,
+        refresh_per_second=4,
       )
+      self._task = self._bar.add_task(self._stage, total=self._total, completed=self._step, shown="")
       self._bar.start()
-      self._task = self._bar.add_task(self._stage, total=self._total, completed=self._step, facts="")
-    elif self._shown and self._step < self._total:
-      self.say(f"step {self._step}/{self._total}")
-    self._watchdog = threading.Thread(target=self._watch, daemon=True, name="progress watchdog")
+    self._moved = time.monotonic()
+    self._watchdog = threading.Thread(target=self._watch, name=f"progress of {self._stage}", daemon=True)
     self._watchdog.start()
     return self
 
-  def __exit__(self, *exception: object) -> None:
-    self._stop.set()
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+  ) -> None:
+    self._stopped.set()
     self._watchdog.join()
     if self._bar is not None:
       self._bar.stop()
 
-  def say(self, text: str) -> None:
-    """A line of its own, above the bar."""
-    if self._shown:
-      self._console.print(f"{self._stage}: {text}", markup=False)
-      sys.stdout.flush()
-
   def update(
-    self, step: int, *, loss: float | None = None, tokens_per_second: float | None = None, mfu: float | None = None
+    self,
+    step: int,
+    loss: float | None = None,
+    tokens_per_second: float | None = None,
+    mfu: float | None = None,
   ) -> None:
-    """`step` has finished; figures when there are new ones."""
-    self._step, self._moved = step, time.monotonic()
+    """Notes that `step` has finished; with numbers when it was one that is logged."""
+    now = time.monotonic()
+    self._step, self._moved = step, now
+    self._recent.append((now, step))
     if loss is not None:
-      self._facts = f"loss {loss:.4f}"
+      parts = [f"loss {loss:.4f}"]
       if tokens_per_second is not None:
-        self._facts += f"  {tokens_per_second:,.0f} tokens/s"
-      if mfu is not None and math.isfinite(mfu):
-        self._facts += f"  MFU {mfu:.1%}"
+        parts.append(f"{compact(tokens_per_second)} tokens/s")
+      if mfu is not None and mfu == mfu:
+        parts.append(f"MFU {mfu:.1%}")
+      self._shown = "  ".join(parts)
     if self._bar is not None:
-      self._bar.update(self._task, completed=step, facts=self._facts)
-    elif self._moved - self._line_at >= LINE_SECONDS or step == self._total:
-      self._line_at = self._moved
-      self.say(f"step {step}/{self._total}  {self._facts}  {self._eta()}")
-
-  def _eta(self) -> str:
-    done = self._step - self._start
-    seconds = (time.monotonic() - self._began) / max(done, 1) * (self._total - self._step)
-    return "done" if self._step >= self._total else f"ETA {int(seconds // 60)}:{int(seconds % 60):02d}"
+      self._bar.update(self._task, completed=step, shown="  ".join(filter(None, (self._shown, self._eta(now)))))
+    elif loss is not None and self._is_first and (now - self._last_line >= self._line_seconds or step >= self._total):
+      self._last_line = now
+      share = f"{step / max(self._total, 1):.0%}"
+      self._print("  ".join(filter(None, (f"step {step}/{self._total} ({share})", self._shown, self._eta(now)))))
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
-    """Something other than steps is under way; the watchdog names it instead of calling it a stall."""
-    outer, self._phase = self._phase, name
+    """Announces a long operation between steps, e.g. "compiling"; the time it takes is not a stall."""
+    started = time.monotonic()
+    self._phase_started, self._phase = started, name
     if self._bar is not None:
-      self._bar.update(self._task, facts=f"{self._facts}  ({name})")
+      self._bar.update(self._task, description=f"{self._stage} · {name}")
     try:
       yield
     finally:
-      self._phase, self._moved = outer, time.monotonic()
+      self._phase = None
+      self._moved = time.monotonic()
+      self._recent.clear()
       if self._bar is not None:
-        self._bar.update(self._task, facts=self._facts)
+        self._bar.update(self._task, description=self._stage)
+      if self._is_first and self._moved - started > LONG_PHASE_SECONDS:
+        self._print(f"{name} took {duration(self._moved - started)}")
 
   def _watch(self) -> None:
+    """Names a phase that takes long, says when steps have stopped, and repeats either every `stall_seconds`."""
     said_at = self._moved
-    while not self._stop.wait(min(1.0, self._stall_seconds / 4)):
+    while not self._stopped.wait(min(0.5, self._stall_seconds / 4)):
       now = time.monotonic()
-      if now - max(self._moved, said_at) < self._stall_seconds:
-        continue
-      said_at = now
-      still = f"still {self._phase}" if self._phase else f"no step has finished since step {self._step}"
-      self.say(f"{still} after {now - self._moved:.0f} s")
+      phase, started = self._phase, self._phase_started
+      if phase is None:
+        if now - max(self._moved, said_at) > self._stall_seconds:
+          said_at = now
+          self._print(
+            f"no step has finished for {duration(now - self._moved)}; the last was step {self._step} of {self._total}"
+          )
+      elif now - max(started, said_at) > (self._stall_seconds if said_at > started else LONG_PHASE_SECONDS):
+        if self._is_first and (self._bar is None or said_at > started):  # the bar names the phase itself
+          self._print(f"{phase} ..." if said_at <= started else f"still {phase} after {duration(now - started)}")
+        said_at = now
+
+  def _eta(self, now: float) -> str:
+    if not self._recent or now <= self._recent[0][0] or self._step >= self._total:
+      return ""
+    then, step = self._recent[0]
+    if self._step == step:
+      return ""
+    return f"{duration((self._total - self._step) * (now - then) / (self._step - step))} left"
+
+  def _print(self, text: str) -> None:
+    self._console.print(f"[{self._name}] {text}", markup=False)
+
+
+def compact(number: float) -> str:
+  """1234567 as "1.23M"."""
+  for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    if abs(number) >= limit:
+      return f"{number / limit:.3g}{suffix}" if abs(number) < 1000 * limit else f"{number / limit:.0f}{suffix}"
+  return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+  """90 as "1m 30s"."""
+  if seconds < 10:
+    return f"{seconds:.1f}s"
+  whole = round(seconds)
+  days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
+  if days:
+    return f"{days}d {hours}h"
+  if hours:
+    return f"{hours}h {minutes:02}m"
+  return f"{minutes}m {whole % 60:02}s" if minutes else f"{whole}s"
