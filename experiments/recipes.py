@@ -116,8 +116,7 @@ def finish(config: ConfigDict, arguments: SimpleNamespace) -> ConfigDict:
   """Applies `tiny` and `stage` to an experiment; the last line of every get_config."""
   if arguments.tiny:
     config = tiny(config)
-  if arguments.stage:
-    config.pipeline = (arguments.stage,)
+  config.stage = arguments.stage
   return config
 
 

@@ -37,7 +37,8 @@ def base_config(model: str = "qwen3-0.6b") -> ConfigDict:
   config.data.corpora = ConfigDict()  # corpus name -> corpus(...): everything a stage's mixture may name
   config.data.prepare_workers = 0  # processes that tokenise; 0 is one per core
 
-  config.pipeline = ()  # names of the stages to run, in order
+  config.pipeline = ()  # names of the stages, in order
+  config.stage = ""  # run only this stage of the pipeline, from where the one before it ended; "" runs all
   config.stages = ConfigDict()  # stage name -> pretrain_stage(...)
 
   config.checkpoint = ConfigDict()
@@ -86,7 +87,7 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
   config.optimizer.epsilon = 1e-8  # added to the root of the latter
   config.optimizer.weight_decay = 0.1  # decoupled; matrices only
   config.optimizer.clip_norm = 1.0  # global gradient norm; 0 does not clip
-  config.optimizer.moment_dtype = "float32"  # of Adam's moments
+  config.optimizer.moment_dtype = "float32"  # of Adam's mean of gradients
 
   config.z_loss = 0.0  # weight of log(Z)^2, keeps logits from drifting
   config.max_skipped_steps = 10  # non-finite steps in a row that are skipped before the run stops

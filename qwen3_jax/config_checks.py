@@ -143,6 +143,9 @@ def _general_problems(config: ConfigDict) -> Iterator[str]:
       yield f"pipeline: {name!r} is not the name of a stage"
     elif name not in config.stages:
       yield f"pipeline: unknown stage {name!r}.{did_you_mean(name, config.stages)} Known: {', '.join(config.stages)}"
+  if config.stage and config.stage not in config.pipeline:
+    near = did_you_mean(config.stage, config.pipeline)
+    yield f"stage={config.stage!r}: not in the pipeline.{near} Known: {', '.join(map(str, config.pipeline))}"
   if len(set(config.pipeline)) < len(config.pipeline):
     yield f"pipeline={config.pipeline!r}: names a stage twice"
   if not config.tokenizer.path:

@@ -51,7 +51,7 @@ def test_parameter_counts(name):
 def test_every_stage_and_form_instantiates(name, stage, form):
   arg = ",".join(filter(None, [stage and f"stage={stage}", form]))
   config = experiment(name, arg, device_count=1 if form else 2)
-  assert config.pipeline == ((stage,) if stage else ("s1", "s2", "s3"))
+  assert config.pipeline == ("s1", "s2", "s3") and config.stage == stage
   for name in config.pipeline:
     make_model_config(config, rope_theta=config.stages[name].rope_theta)
 
