@@ -1,0 +1,326 @@
+"""The grain pipeline: rows of several corpora, interleaved by share of tokens, read ahead in background threads.
+
+The global sequence of rows is a pure function of (seed, mixture, sequence length, length buckets); row r belongs to
+step r // batch_size. Every process plans all rows, which needs lengths only, and reads its own: process p of P takes
+rows p*B/P to (p+1)*B/P of each step. The state of an iterator is therefore the same on every process, restores on any
+number of them, and stays small: a position in one pool of each stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grain
+import numpy as np
+from grain.experimental import ThreadPrefetchIterDataset
+
+from qwen3_jax.batch import Batch
+from qwen3_jax.data.packing import (
+  POOL_DOCUMENTS,
+  LengthBucket,
+  Packer,
+  Piece,
+  Read,
+  Rows,
+  cut,
+  empty_batch,
+  pack,
+  permute,
+  write_row,
+)
+from qwen3_jax.data.prepared import PreparedCorpus
+from qwen3_jax.data.records import DataError
+
+PREFETCHED_BATCHES = 4
+_READ_THREADS = 8
+_STATE_VERSION = 1
+
+PlannedRow = tuple[Read, list[Piece]]  # how to read the documents, and which pieces of them
+
+
+def train_batches(
+  mixture: Mapping[str, tuple[PreparedCorpus, float]],
+  *,
+  sequence_length: int,
+  batch_size: int,
+  seed: int,
+  length_buckets: Sequence[LengthBucket] = (),
+  process_index: int = 0,
+  process_count: int = 1,
+) -> BatchIterator:
+  """An endless iterator of training batches: this process's rows [batch_size / process_count, sequence_length].
+
+  Every epoch of a corpus is shuffled anew. Raises DataError for a mixture that cannot be served.
+
+  Args:
+    mixture: corpus name -> (corpus, share of the tokens). Shares are relative.
+    sequence_length: tokens of a row, T; longer documents are cut.
+    batch_size: rows of a step over all processes.
+    seed: the only source of randomness.
+    length_buckets: (min, max, share of the tokens) on the length of pieces, inclusive; a bound that two buckets share
+      belongs to the lower one. Every row is filled from one bucket; pieces outside all of them are left out. Corpora
+      without pieces in a bucket leave their part of it to the others.
+    process_index, process_count: which rows of each step are this process's.
+  """
+  local = _local_rows(batch_size, process_index, process_count)
+  if not mixture:
+    raise DataError("mixture: no corpus; expected at least one")
+  if sequence_length < 2:
+    raise DataError(f"sequence_length: {sequence_length}; expected at least 2")
+  for name, (corpus, share) in mixture.items():
+    if not share > 0:
+      raise DataError(f"mixture.{name}: share {share}; expected more than 0")
+    if not corpus.tokens_total:
+      raise DataError(f"mixture.{name}: {corpus.path / corpus.split} holds no tokens")
+  streams = _streams(mixture, sequence_length, seed, _checked_buckets(length_buckets))
+  described = {
+    "version": _STATE_VERSION,
+    "seed": seed,
+    "sequence_length": sequence_length,
+    "length_buckets": [list(bucket) for bucket in length_buckets],
+    "corpora": {
+      name: {
+        "share": float(share),
+        "documents": len(corpus),
+        "tokens": corpus.tokens_total,
+        "tokenizer": corpus.manifest["tokenizer"],
+      }
+      for name, (corpus, share) in sorted(mixture.items())
+    },
+  }
+  return BatchIterator(_Steps(streams, sequence_length, batch_size, local), sequence_length, described)
+
+
+class BatchIterator(Iterator[Batch]):
+  """Training batches, prefetched. `get_state` speaks of the batch returned last; batches read ahead do not count."""
+
+  def __init__(self, steps: _Steps, sequence_length: int, described: dict[str, Any]):
+    self._described = described
+    self._reader = _RowReader(sequence_length)
+    batches = ThreadPrefetchIterDataset(steps.map(self._reader.batch), prefetch_buffer_size=PREFETCHED_BATCHES)
+    self._iterator = iter(batches)
+
+  def __next__(self) -> Batch:
+    return next(self._iterator)
+
+  def get_state(self) -> dict[str, Any]:
+    """JSON-able, small, the same on every process."""
+    return {"data": self._described, "position": self._iterator.get_state()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues after the batch at which `state` was taken, on any number of processes and with any batch size.
+
+    Raises DataError if the state was taken over other data, another seed or another sequence length.
+    """
+    differences = list(_differences(state.get("data", {}), self._described))
+    if differences:
+      raise DataError(f"state of the data iterator does not fit this run: {'; '.join(differences)}")
+    self._iterator.set_state(state["position"])
+
+  def close(self) -> None:
+    """Stops the background threads; idempotent."""
+    self._iterator.close()
+    self._reader.close()
+
+
+def validation_batches(
+  corpora: Mapping[str, PreparedCorpus],
+  *,
+  sequence_length: int,
+  batch_size: int,
+  num_batches: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> dict[str, list[Batch]]:
+  """Domain -> at most `num_batches` batches, the same in every run; shapes and processes as in `train_batches`.
+
+  Every domain that has documents appears, over all corpora. A small domain has fewer batches, the last one filled up
+  with rows of weight zero.
+  """
+  local = _local_rows(batch_size, process_index, process_count)
+  ordered = [corpus for _, corpus in sorted(corpora.items())]
+  first = np.cumsum([0] + [len(corpus) for corpus in ordered])  # number of each corpus's first document
+
+  def read(document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
+    corpus = int(np.searchsorted(first, document, side="right")) - 1
+    return ordered[corpus].read(document - int(first[corpus]), start, length)
+
+  reader = _RowReader(sequence_length)
+  result = {}
+  for domain in sorted({name for corpus in ordered for name in corpus.domain_names}):
+    of_domain = [_documents_of(corpus, domain) for corpus in ordered]
+    documents = np.concatenate([start + ids for start, ids in zip(first, of_domain)])
+    lengths = np.concatenate([corpus.lengths[ids] for corpus, ids in zip(ordered, of_domain)])
+    if lengths.max(initial=0) < 2:
+      continue  # nothing to predict
+    drawn = permute(np.arange(min(len(documents), POOL_DOCUMENTS)), len(documents), (0,))
+    rows = pack(*cut(documents[drawn], lengths[drawn], sequence_length), sequence_length, (0,))
+    result[domain] = [
+      reader.batch([(read, rows.row(r) if r < len(rows) else []) for r in range(step + local.start, step + local.stop)])
+      for step in range(0, min(len(rows), num_batches * batch_size), batch_size)
+    ]
+  reader.close()
+  return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+  """Rows of one corpus, or of one length bucket of it."""
+
+  name: str
+  corpus: PreparedCorpus
+  weight: float  # share of the tokens
+  packer: Packer
+
+
+@dataclasses.dataclass
+class _Position:
+  """How far a stream has been read."""
+
+  pool: int = 0
+  row: int = 0  # of the pool
+  tokens: int = 0  # delivered so far
+  plan: tuple[int, Rows] | None = None  # the pool planned last
+
+  def next_row(self, stream: _Stream) -> PlannedRow:
+    while True:
+      if self.plan is None or self.plan[0] != self.pool:
+        self.plan = (self.pool, stream.packer.plan(self.pool))
+      rows = self.plan[1]
+      if self.row < len(rows):
+        break
+      self.pool, self.row = self.pool + 1, 0
+    self.row += 1
+    self.tokens += int(rows.tokens[self.row - 1])
+    return stream.corpus.read, rows.row(self.row - 1)
+
+
+class _Steps(grain.IterDataset[list[PlannedRow]]):
+  """The rows `local` of every step, not read yet."""
+
+  def __init__(self, streams: list[_Stream], sequence_length: int, batch_size: int, local: range):
+    super().__init__()
+    self.streams = streams
+    self.sequence_length = sequence_length
+    self.batch_size = batch_size
+    self.local = local
+
+  def __iter__(self) -> _StepIterator:
+    return _StepIterator(self)
+
+
+class _StepIterator(grain.DatasetIterator[list[PlannedRow]]):
+  def __init__(self, steps: _Steps):
+    super().__init__()
+    self._steps = steps
+    self._positions = [_Position() for _ in steps.streams]
+
+  def __next__(self) -> list[PlannedRow]:
+    rows = [self._next_row() for _ in range(self._steps.batch_size)]
+    return [rows[r] for r in self._steps.local]
+
+  def _next_row(self) -> PlannedRow:
+    # The stream that lags most behind its share once it has half a row more (Webster's method of apportionment):
+    # after any number of rows each stream is within about a row of its share.
+    half = self._steps.sequence_length / 2
+    streams, positions = self._steps.streams, self._positions
+    chosen = min(range(len(streams)), key=lambda i: (positions[i].tokens + half) / streams[i].weight)
+    return positions[chosen].next_row(streams[chosen])
+
+  def get_state(self) -> dict[str, Any]:
+    return {
+      stream.name: {"pool": position.pool, "row": position.row, "tokens": position.tokens}
+      for stream, position in zip(self._steps.streams, self._positions)
+    }
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    self._positions = [_Position(**state[stream.name]) for stream in self._steps.streams]
+
+
+class _RowReader:
+  """Reads the documents of planned rows, several rows at a time: remote storage has latency to hide."""
+
+  def __init__(self, sequence_length: int):
+    self._sequence_length = sequence_length
+    self._threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read-rows")
+
+  def batch(self, rows: list[PlannedRow]) -> Batch:
+    batch = empty_batch(len(rows), self._sequence_length)
+    list(self._threads.map(lambda b: write_row(batch, b, rows[b][1], rows[b][0]), range(len(rows))))
+    return batch
+
+  def close(self) -> None:
+    self._threads.shutdown(cancel_futures=True)
+
+
+def _streams(
+  mixture: Mapping[str, tuple[PreparedCorpus, float]],
+  sequence_length: int,
+  seed: int,
+  buckets: Sequence[LengthBucket],
+) -> list[_Stream]:
+  corpora = sorted(mixture.items())
+  if not buckets:
+    return [
+      _Stream(name, corpus, share, Packer(corpus.lengths, sequence_length, seed=seed, name=name))
+      for name, (corpus, share) in corpora
+    ]
+  streams: list[_Stream] = []
+  for b, (low, high, bucket_share) in enumerate(buckets):
+    found = []
+    for name, (corpus, share) in corpora:
+      label = f"{name}[{low}-{high}]"
+      packer = Packer(corpus.lengths, sequence_length, seed=seed, name=label, buckets=buckets, bucket=b)
+      if packer.num_documents:
+        found.append(_Stream(label, corpus, share, packer))
+    if not found:
+      raise DataError(
+        f"length_buckets: no document of {', '.join(mixture)} has a piece of {low} to {high} tokens "
+        f"at sequence_length {sequence_length}"
+      )
+    total = sum(stream.weight for stream in found)
+    streams += [dataclasses.replace(stream, weight=stream.weight / total * bucket_share) for stream in found]
+  for name, (corpus, _) in corpora:
+    if all(stream.corpus is not corpus for stream in streams):
+      raise DataError(f"mixture.{name}: no document has a piece that falls into any of the length buckets")
+  return streams
+
+
+def _checked_buckets(buckets: Sequence[LengthBucket]) -> Sequence[LengthBucket]:
+  for low, high, share in buckets:
+    if not 1 <= low <= high or not share > 0:
+      raise DataError(f"length_buckets: ({low}, {high}, {share}); expected 1 <= min <= max and a share above 0")
+  ordered = sorted(buckets)
+  for lower, upper in itertools.pairwise(ordered):
+    if upper[0] < lower[1]:
+      raise DataError(f"length_buckets: {lower[0]}..{lower[1]} and {upper[0]}..{upper[1]} overlap")
+  return buckets
+
+
+def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
+  if batch_size < 1 or batch_size % process_count:
+    raise DataError(f"batch_size: {batch_size}; expected a positive multiple of the {process_count} processes")
+  if not 0 <= process_index < process_count:
+    raise DataError(f"process_index: {process_index}; expected 0 to {process_count - 1}")
+  rows = batch_size // process_count
+  return range(process_index * rows, (process_index + 1) * rows)
+
+
+def _documents_of(corpus: PreparedCorpus, domain: str) -> np.ndarray:
+  """Numbers of the corpus's documents in a domain: int64."""
+  if domain not in corpus.domain_names:
+    return np.zeros(0, np.int64)
+  return np.flatnonzero(corpus.domains == corpus.domain_names.index(domain))
+
+
+def _differences(stored: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+  for key in sorted({*stored, *current}):
+    then, now = stored.get(key, "absent"), current.get(key, "absent")
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+      yield from _differences(then, now, f"{prefix}{key}.")
+    elif then != now:
+      yield f"{prefix}{key} was {then}, now {now}"
