@@ -115,9 +115,7 @@ def _read_ahead(read: Callable[[Box], np.ndarray], boxes: Iterable[Box]) -> Iter
 
 def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m qwen3_jax.convert", description=__doc__.split("\n")[0])
-  parser.add_argument(
-    "--input", required=True, type=Path, help="Hugging Face folder, our own checkpoint folder, or a stage of a run"
-  )
+  parser.add_argument("--input", required=True, type=Path, help="Hugging Face folder, our own, or a stage of a run")
   parser.add_argument("--output", required=True, type=Path, help="new folder for the other kind")
   parser.add_argument("--dtype", choices=[d.name for d in DTYPES.values()], help="default: as stored")
   options = parser.parse_args(arguments)

@@ -46,17 +46,24 @@ def load_pretrained(
   Raises:
     WeightsError: in one line, for a folder that is incomplete, damaged or does not fit its config.json.
   """
-  folder = Path(path)
-  config, params = load_parameters(folder, dtype, mesh, **overrides)
+  source = open_source(Path(path))
   try:
-    tokenizer = Tokenizer.from_pretrained(folder)
-  except FileNotFoundError:
-    return from_parameters(config, params), None
-  if tokenizer.vocab_size > config.vocab_size:
-    raise WeightsError(
-      f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding {config.vocab_size} rows"
-    )
+    tokenizer = _tokenizer(source)
+    config, params = _load_all(source, dtype, mesh, overrides)
+  finally:
+    source.close()
   return from_parameters(config, params), tokenizer
+
+
+def _tokenizer(source: Source) -> Tokenizer | None:
+  try:
+    tokenizer = Tokenizer.from_pretrained(source.tokenizer_folder)
+  except FileNotFoundError:
+    return None
+  rows = source.config.vocab_size
+  if tokenizer.vocab_size > rows:
+    raise WeightsError(f"{source.folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only {rows} rows")
+  return tokenizer
 
 
 def load_parameters(

@@ -64,7 +64,7 @@ def chunk_shape(weight: Weight, itemsize: int) -> tuple[int, ...]:
 class ParameterSource:
   """Parameters out of our own checkpoint folder: the item `parameters`, written by us or by orbax.
 
-  `config.json` and the tokenizer lie beside it; those of a run's step in the stage's folder and in `<workdir>/tokenizer`.
+  `config.json` and the tokenizer lie beside it; for a run's step, in the stage's folder and in `<workdir>/tokenizer`.
   Raises WeightsError that lists missing and unexpected arrays, or names the first of a wrong shape or dtype.
   """
 

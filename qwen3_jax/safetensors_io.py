@@ -94,10 +94,10 @@ class SafetensorsFolder:
   def _indexed(self) -> dict[str, Tensor]:
     index = self.folder / INDEX_FILE
     try:
-      weight_map: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+      weight_map = {name: str(shard) for name, shard in json.loads(index.read_text())["weight_map"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
       raise WeightsError(f"{index}: corrupt index: {type(error).__name__}: {error}") from None
-    names = sorted(set(map(str, weight_map.values())))
+    names = sorted(set(weight_map.values()))
     outside = [name for name in names if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name]
     if outside:
       raise WeightsError(f"{index}: points outside the folder: {abbreviate(outside)}")
