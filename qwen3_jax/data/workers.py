@@ -95,7 +95,9 @@ class _Progress:
     if self._title and not self._console.is_terminal:
       if self._done == self._total or time.monotonic() - self._said >= _LINE_SECONDS:
         self._said = time.monotonic()
-        self._console.print(f"{self._title}: {self._done}/{self._total} shards, {text}", highlight=False)
+        self._console.print(
+          f"{self._title}: {self._done}/{self._total} shards, {text}", highlight=False, soft_wrap=True
+        )
 
   def __exit__(self, *_: object) -> None:
     self._bar.stop()
