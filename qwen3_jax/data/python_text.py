@@ -1,0 +1,167 @@
+"""Text that a Python installation holds: sources, documentation, translations. Nothing is downloaded.
+
+| domain | language | from |
+|---|---|---|
+| code | python | .py files of the standard library and of installed packages |
+| documentation | en | README and other .rst, .md, .txt and .html prose; package descriptions; the help topics |
+| multilingual | the catalogue's | translated messages of gettext catalogues (.mo) |
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import email.parser
+import hashlib
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen3_jax.data.catalogue import catalogue_documents, language_of
+from qwen3_jax.data.html_text import html_to_text
+from qwen3_jax.data.sources import Document, SourceError, decode
+
+_DOCUMENTATION = frozenset((".rst", ".md", ".txt", ".html"))
+_SKIPPED_FOLDERS = frozenset(("__pycache__", "site-packages", "dist-packages"))
+# Not prose, or the same in every package.
+_SKIPPED_NAMES = re.compile(
+  r"(?i)^(licen[cs]e|copying|copyright|notice|authors|third.?party|top_level|entry_points|sources|requirements)"
+)
+_TESTS = frozenset(("test", "tests", "testing", "test_data", "testdata"))  # their text files are cases, not prose
+_LETTERS = bytes(range(ord("A"), ord("Z") + 1)) + bytes(range(ord("a"), ord("z") + 1)) + bytes(range(128, 256))
+_LARGEST = 1 << 20  # bytes; larger files are tables and bundles more often than text
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  path: Path
+  name: str  # relative to its root
+  domain: str
+  size: int
+
+
+class PythonText:
+  """A unit is a file. In any leading part of the units, the domains that are not used up have equal parts of the bytes.
+
+  `location` is "" for this installation, or folders separated by commas. Files of equal content count once; tables,
+  bundles and generated files are left out. The order depends on names and contents alone.
+  """
+
+  def __init__(self, location: str = ""):
+    paths = sysconfig.get_paths()
+    names = location.split(",") if location else [paths["stdlib"], paths["purelib"], paths["platlib"]]
+    roots = list(dict.fromkeys(Path(name.strip()) for name in names))
+    for root in roots:
+      if not root.is_dir():
+        raise SourceError(f"python:{location}: {root} is not a folder")
+    by_domain: dict[str, list[_File]] = {}
+    seen = set()
+    for root in roots:
+      for path in sorted(_walk(root)):
+        domain = _domain(path)
+        if not domain or (domain == "documentation" and not _TESTS.isdisjoint(path.relative_to(root).parts)):
+          continue
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).digest()
+        if digest in seen or not _is_text(content, path):
+          continue
+        seen.add(digest)
+        by_domain.setdefault(domain, []).append(_File(path, str(path.relative_to(root)), domain, len(content)))
+    self.units = _interleaved(by_domain)
+
+  def read(self, unit: _File) -> Iterator[Document]:
+    content = unit.path.read_bytes()
+    if unit.domain == "multilingual":
+      language = language_of(unit.path)
+      for number, text in enumerate(catalogue_documents(content)):
+        yield Document(text, unit.domain, language, f"{unit.name}#{number}", 0)
+      return
+    text, replaced = decode(content)
+    if unit.domain == "code":
+      yield Document(text, unit.domain, "python", unit.name, replaced)
+    else:
+      for number, prose in enumerate(_prose(unit.path, text)):
+        yield Document(prose, unit.domain, "en", f"{unit.name}#{number}", replaced if number == 0 else 0)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+  for entry in root.iterdir():
+    if entry.is_symlink():
+      continue
+    if entry.is_dir():
+      if entry.name not in _SKIPPED_FOLDERS:
+        yield from _walk(entry)
+    elif 0 < entry.stat().st_size <= _LARGEST:
+      yield entry
+
+
+def _domain(path: Path) -> str:
+  """Domain of a file by its name; "" for one that is not used."""
+  if path.suffix == ".mo":
+    language = language_of(path)
+    return "multilingual" if language and language.split("-")[0] != "en" else ""
+  if path.name == "METADATA" or (path.parent.name == "pydoc_data" and path.name == "topics.py"):
+    return "documentation"
+  if path.suffix == ".py":
+    return "code"
+  if path.suffix in _DOCUMENTATION and not _SKIPPED_NAMES.match(path.name):
+    return "documentation"
+  return ""
+
+
+def _is_text(content: bytes, path: Path) -> bool:
+  """Whether a file is written by people: no table, bundle or binary."""
+  if path.suffix == ".mo":
+    try:
+      return next(catalogue_documents(content), None) is not None
+    except (ValueError, LookupError):
+      return False
+  if b"\0" in content:
+    return False
+  if _domain(path) == "code":
+    solid = b"".join(content.split())
+    letters = len(solid) - len(solid.translate(None, _LETTERS))
+    return len(content) >= 100 and max(map(len, content.split(b"\n"))) <= 1000 and letters >= 0.4 * len(solid)
+  return any(True for _ in _prose(path, decode(content)[0]))
+
+
+def _prose(path: Path, text: str) -> Iterator[str]:
+  """The texts of a documentation file that read as prose."""
+  if path.name == "METADATA":
+    message = email.parser.Parser().parsestr(text)
+    texts = [str(message.get_payload() or message.get("Description", ""))]
+  elif path.name == "topics.py":
+    try:
+      (assignment,) = (node for node in ast.parse(text).body if isinstance(node, ast.Assign | ast.AnnAssign))
+      texts = list(ast.literal_eval(assignment.value).values()) if assignment.value else []
+    except (SyntaxError, ValueError):
+      texts = []
+  else:
+    texts = [html_to_text(text) if path.suffix == ".html" else text]
+  for candidate in texts:
+    words = re.findall(r"\b[a-zA-Z][a-z]+\b", candidate)
+    sentences = len(re.findall(r"[a-z\"'`)][.!?:](?=\s)", candidate))
+    letters = sum(map(len, words))
+    if (
+      len(candidate) >= 300
+      and sentences >= len(words) / 60 >= 0.5
+      and letters >= 0.55 * len("".join(candidate.split()))
+    ):
+      yield candidate.strip() + "\n"
+
+
+def _interleaved(by_domain: dict[str, list[_File]]) -> list[_File]:
+  """Files in hashed order, next from the domain that has had the fewest bytes."""
+  queues = {
+    domain: sorted(files, key=lambda file: hashlib.sha256(file.name.encode(errors="replace")).digest(), reverse=True)
+    for domain, files in sorted(by_domain.items())
+  }
+  taken = dict.fromkeys(queues, 0)
+  order = []
+  while left := [domain for domain, files in queues.items() if files]:
+    domain = min(left, key=taken.__getitem__)
+    file = queues[domain].pop()
+    taken[domain] += file.size
+    order.append(file)
+  return order
