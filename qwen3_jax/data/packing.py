@@ -20,7 +20,7 @@ import numpy as np
 from qwen3_jax.batch import Batch
 
 POOL_DOCUMENTS = 2**16
-_ROUNDS = 6  # of the Feistel network
+_ROUNDS = 8  # of the Feistel network
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 # (min, max, share): lengths of pieces, both inclusive, and the bucket's share of the tokens.
@@ -100,10 +100,10 @@ class Packer:
 def permute(places: np.ndarray, size: int, key: Iterable[int]) -> np.ndarray:
   """Images of `places` under a pseudo-random permutation of 0..size-1 chosen by `key`: int64, like `places`.
 
-  A Feistel network over the next power of four, repeated on what falls outside. It depends on no library's random
-  numbers, so the order of a run survives upgrades.
+  A Feistel network over the next power of four (at least 64), repeated on what falls outside. It depends on no
+  library's random numbers, so the order of a run survives upgrades.
   """
-  half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
+  half = np.uint64(max((size - 1).bit_length() + 1, 6) // 2)
   low = (np.uint64(1) << half) - np.uint64(1)
   state = np.zeros(1, np.uint64)
   for value in key:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from qwen3_jax.data.records import SPLITS, DataError, decode_record, read_index, read_manifest, shard_path
+from qwen3_jax.data.records import SPLITS, DataError, decode_record, first_line, read_index, read_manifest, shard_path
 
 # Single records from anywhere in a shard: reading ahead would be wasted.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -76,13 +76,11 @@ class PreparedCorpus:
       raise IndexError(f"{self.path / self.split}: document {i} of {len(self)}")
     shard = int(np.searchsorted(self._first, i, side="right")) - 1
     position = int(i - self._first[shard])
+    reader = self._reader(shard)
     try:
-      tokens, mask = decode_record(self._reader(shard).read([position])[0])
+      tokens, mask = decode_record(reader.read([position])[0])
     except (RuntimeError, ValueError, IndexError) as error:
-      if isinstance(error, DataError) and str(self._shards[shard]) in str(error):
-        raise
-      reason = (str(error) or type(error).__name__).splitlines()[0]
-      raise DataError(f"{self._shards[shard]}: document {position} is damaged ({reason})") from None
+      raise DataError(f"{self._shards[shard]}: document {position} is damaged ({first_line(error)})") from None
     if len(tokens) != self.lengths[i]:
       raise DataError(
         f"{self._shards[shard]}: document {position} has {len(tokens)} tokens; its index says {self.lengths[i]}"

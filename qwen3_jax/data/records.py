@@ -14,10 +14,10 @@ its index is there: the index is renamed into place last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ _MANIFEST_KEYS = {
 
 class DataError(ValueError):
   """A prepared corpus, or a request for data, that cannot be used. One line that names the file or the value."""
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of an error's message, or its type where it has none."""
+  return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def encode_record(tokens: np.ndarray, loss_mask: np.ndarray | None = None) -> bytes:
@@ -105,7 +110,7 @@ def index_path(shard: Path) -> Path:
 class ShardWriter:
   """Writes one shard: records at `path` (see `shard_path`) and its index, both appearing complete or not at all.
 
-  A context manager; leaving it through an exception removes what was written.
+  A context manager; leaving it through an exception removes what was written. Raises DataError when the disk is full.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -127,7 +132,10 @@ class ShardWriter:
   def add(self, tokens: np.ndarray, domain: str, language: str, loss_mask: np.ndarray | None = None) -> None:
     """Appends a document; arguments as in `encode_record`."""
     record = encode_record(tokens, loss_mask)
-    self._writer.write(record)
+    try:
+      self._writer.write(record)
+    except RuntimeError as error:
+      raise self._failed(error) from None
     self._lengths.append(len(tokens))
     self._labels[0].append(domain)
     self._labels[1].append(language)
@@ -136,16 +144,24 @@ class ShardWriter:
 
   def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
     try:
-      self._writer.close()
       if kind is None:
+        self._writer.close()
         self._write_index()
         _sync(self._temporary)
         index_path(self.path).unlink(missing_ok=True)  # of an older shard: it must not describe the new records
         self._temporary.rename(self.path)
         self._temporary_index.rename(index_path(self.path))
+      else:
+        with contextlib.suppress(RuntimeError):  # the error under way says more
+          self._writer.close()
+    except (RuntimeError, OSError) as failure:
+      raise self._failed(failure) from None
     finally:
       self._temporary.unlink(missing_ok=True)
       self._temporary_index.unlink(missing_ok=True)
+
+  def _failed(self, error: Exception) -> DataError:
+    return DataError(f"{self.path}: could not be written, nothing was kept ({first_line(error)})")
 
   def _write_index(self) -> None:
     ids, names = zip(*(self._numbered(labels) for labels in self._labels))
@@ -177,8 +193,8 @@ def read_index(shard: Path) -> dict[str, np.ndarray]:
       index = {name: file[name] for name in _INDEX_ARRAYS}
   except FileNotFoundError:
     raise DataError(f"{path}: missing") from None
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+  except Exception as error:  # a damaged archive makes the reader fail in many ways
+    raise DataError(f"{path}: damaged ({first_line(error)})") from None
   count = len(index["lengths"])
   for labels in ("domain", "language"):
     if len(index[labels]) != count or (count and index[labels].max() >= len(index[f"{labels}_names"])):
