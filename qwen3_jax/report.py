@@ -27,16 +27,13 @@ from qwen3_jax.workdir import Workdir, WorkdirError, replace_file
 _MAX_SAMPLES = 12  # prompts shown of a stage
 _MAX_CHARACTERS = 1500  # shown of one text
 _MISSING = "–"
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to report on: the --workdir of qwen3_jax.main.")
 
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-  if not _WORKDIR.value:
-    raise app.UsageError("--workdir is required: the folder of the run to report on")
   try:
-    print(write_report(Workdir(_WORKDIR.value)))
+    print(write_report(Workdir(flags.FLAGS.workdir)))
   except (WorkdirError, OSError) as error:
     sys.exit(f"error: {error}")
 
@@ -280,5 +277,6 @@ def _fenced(text: str) -> str:
   return f"{fence}text\n{visible(text)}\n{fence}"
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # defined only here: qwen3_jax.main imports this module and has a --workdir of its own
+  flags.DEFINE_string("workdir", None, "The run to report on: the --workdir of qwen3_jax.main.", required=True)
   app.run(main)

@@ -113,7 +113,7 @@ def _positive(stage: StageRecord, metric: str) -> tuple[np.ndarray, np.ndarray]:
 def _smoothed(x: np.ndarray, y: np.ndarray) -> list[Curve]:
   if y.size < _SMOOTHED_FROM:
     return [Curve(x, y, 0)]
-  return [Curve(x, y, 0, "faint"), Curve(x, smooth(y), 0)]
+  return [Curve(x, y, 0, "faint"), Curve(*smooth(x, y), 0)]
 
 
 def _percent(value: float) -> str:

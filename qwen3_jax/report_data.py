@@ -41,7 +41,7 @@ class StageRecord:
   @functools.cached_property
   def tokens_per_step(self) -> float:
     batch, length = self.settings.get("batch_size"), self.settings.get("sequence_length")
-    if isinstance(batch, int) and isinstance(length, int):
+    if isinstance(batch, int) and isinstance(length, int) and batch * length > 0:
       return float(batch * length)
     seen = [(line["step"], line["tokens_seen"]) for line in self.lines if _is_number(line.get("tokens_seen"))]
     if seen and seen[-1][0] > seen[0][0]:
@@ -117,10 +117,6 @@ class RunRecord:
   stages: list[StageRecord]
   notices: list[str]  # what is missing or looks wrong
 
-  @property
-  def is_moe(self) -> bool:
-    return any(stage.series("expert_load_entropy")[1].size for stage in self.stages)
-
 
 def read_run(workdir: Workdir) -> RunRecord:
   """Reads what there is; a damaged file becomes a notice. Raises WorkdirError when the folder holds no run at all."""
@@ -191,12 +187,10 @@ def visible(text: str) -> str:
 
 
 def _visible_character(character: str) -> str:
-  code, category = ord(character), unicodedata.category(character)
-  if character in "\n\t" or category not in ("Cc", "Cs", "Cf", "Cn", "Zl", "Zp") or code in (0x200C, 0x200D):
-    return character  # the joiners are part of ordinary writing
-  if code < 0x20 or code == 0x7F:
-    return "␡" if code == 0x7F else chr(0x2400 + code)
-  return "\N{REPLACEMENT CHARACTER}" if category == "Cs" else f"⟨U+{code:04X}⟩"
+  hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(character) & 0xFFFE == 0xFFFE
+  if not hidden or character in "\n\t\u200c\u200d":  # the joiners are part of ordinary writing
+    return character
+  return f"⟨U+{ord(character):04X}⟩"
 
 
 def _read_object(path: Path, notices: list[str]) -> dict[str, Any]:
@@ -214,4 +208,4 @@ def _read_object(path: Path, notices: list[str]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

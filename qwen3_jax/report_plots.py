@@ -125,13 +125,15 @@ def downsample(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[n
   return x[kept], y[kept]
 
 
-def smooth(y: np.ndarray) -> np.ndarray:
-  """Mean over a window of a fiftieth of the values, shorter at both ends."""
+def smooth(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+  """At most `limit` points, each a mean over a fiftieth of the values, or fewer at both ends."""
+  if x.size > limit:
+    runs = np.array_split(np.arange(x.size), limit)
+    x, y = (np.array([values[run].mean() for run in runs]) for values in (x, y))
   half = max(1, y.size // 100)
-  sums = np.concatenate([[0.0], np.cumsum(y)])
   index = np.arange(y.size)
   reach = np.minimum(half, np.minimum(index, y.size - 1 - index))
-  return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+  return x, np.array([y[i - r : i + r + 1].mean() for i, r in zip(index, reach)])
 
 
 def _line_style(style: str, points: int) -> dict[str, Any]:
