@@ -33,7 +33,7 @@ from qwen3_jax.data.packing import (
   write_row,
 )
 from qwen3_jax.data.prepared import PreparedCorpus
-from qwen3_jax.data.records import DataError
+from qwen3_jax.data.records import DataError, first_line
 
 PREFETCHED_BATCHES = 4
 _READ_THREADS = 8
@@ -105,7 +105,10 @@ class BatchIterator(Iterator[Batch]):
     self._iterator = iter(batches)
 
   def __next__(self) -> Batch:
-    return next(self._iterator)
+    try:
+      return next(self._iterator)
+    except DataError as error:  # grain appends lines about its tracebacks
+      raise DataError(first_line(error)) from None
 
   def get_state(self) -> dict[str, Any]:
     """JSON-able, small, the same on every process."""
