@@ -156,8 +156,9 @@ class Progress:
 def compact(number: float) -> str:
   """1234567 as "1.23M"."""
   for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-    if abs(number) >= limit:
-      return f"{number / limit:.3g}{suffix}" if abs(number) < 1000 * limit else f"{number / limit:.0f}{suffix}"
+    if abs(number) >= 0.9995 * limit:  # 999,600 rounds to 1M, not to 1000k
+      scaled = number / limit
+      return f"{scaled:.3g}{suffix}" if abs(scaled) < 999.5 else f"{scaled:.0f}{suffix}"
   return f"{number:.3g}"
 
 
