@@ -1,12 +1,14 @@
 """Checkpoints of a stage: orbax writes them in the background and atomically; each is verified when it is read.
 
-A step's folder holds the items `parameters` (what `load_pretrained` reads), `training` (optimizer state, counters, rng),
-`data` (the iterator's state) and `record` (shapes, fingerprints, metrics).
+A step's folder holds the items `parameters` (what `load_pretrained` reads), `training` (optimizer state, counters,
+rng), `data` (the iterator's state) and `record` (shapes, fingerprints, metrics, a checksum of these and of `data`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from qwen3_jax.fingerprint import fingerprints
 from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.orbax_noise import silence
 from qwen3_jax.train_state import TrainState
+from qwen3_jax.workdir import json_safe
 
 PARAMETERS, TRAINING, DATA, RECORD = "parameters", "training", "data", "record"
 
@@ -37,35 +42,40 @@ class Restored:
   step: int
   state: TrainState
   data_state: dict[str, Any]
-  metrics: dict[str, float]
+  metrics: dict[str, Any]  # as given to `save`; a number that is not finite comes back as a string
 
 
 class Checkpointer:
   """Saves and restores TrainStates in `directory`, one folder a step, of which the newest `keep` stay.
 
-  Errors of a save in the background are raised by the next call of `save` or `wait`.
+  With several processes, all make the same calls. Errors of a save in the background are raised by the next call of
+  `save` or `wait`; after one, only `close` is left to do. What a killed save left behind is removed here.
   """
 
   def __init__(self, directory: str | Path, *, keep: int):
     self.directory = Path(directory).absolute()
+    silence()
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      create=True,
+      preservation_policy=ocp.checkpoint_managers.LatestN(keep),
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
-      enable_background_delete=False,
     )
     handlers = {
-      PARAMETERS: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
-      TRAINING: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
+      PARAMETERS: _tree_handler(),
+      TRAINING: _tree_handler(),
       DATA: ocp.JsonCheckpointHandler(),
       RECORD: ocp.JsonCheckpointHandler(),
     }
-    self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+    try:
+      self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+    except OSError as error:
+      raise CheckpointError(f"{self.directory}: cannot hold checkpoints: {_first_line(error)}") from error
     self._last_good = self.latest_step()
     self._saving: int | None = None
+    self._failed = False
 
   def all_steps(self) -> list[int]:
+    """Steps on disk, damaged ones included, in order."""
     return sorted(self._manager.all_steps())
 
   def latest_step(self) -> int | None:
@@ -74,13 +84,20 @@ class Checkpointer:
   def save(
     self, step: int, state: TrainState, *, data_state: dict[str, Any], metrics: dict[str, float] | None = None
   ) -> None:
-    """Starts writing; returns once the state's buffers may be overwritten. Raises CheckpointError."""
+    """Starts writing; returns once the state's buffers may be overwritten.
+
+    Args:
+      step: names the checkpoint; not there yet.
+      state: whole, on the devices.
+      data_state: the iterator's state; JSON.
+      metrics: JSON.
+
+    Raises:
+      CheckpointError: this save could not start, or the one before it failed (a full disk, for instance).
+    """
     self.wait()
-    record = {
-      "shapes": _shapes(state),
-      "fingerprints": [int(value) for value in np.asarray(fingerprints(state))],
-      "metrics": metrics or {},
-    }
+    record = {"shapes": _shapes(state), "fingerprints": fingerprints(state), "metrics": json_safe(metrics or {})}
+    record["checksum"] = _checksum(record, data_state)
     if jax.default_backend() == "cpu":
       state = jax.tree.map(jnp.copy, state)  # on a CPU, orbax would read the donated buffers themselves
     parameters, training = _items(state)
@@ -90,8 +107,8 @@ class Checkpointer:
       DATA: ocp.args.JsonSave(data_state),
       RECORD: ocp.args.JsonSave(record),
     }
+    self._saving = step
     try:
-      self._saving = step
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
       raise self._failure(error) from error
@@ -108,71 +125,90 @@ class Checkpointer:
     self._last_good, self._saving = self._saving, None
 
   def close(self) -> None:
-    """Waits for a save under way, without raising its error, and releases what orbax holds."""
+    """Waits for a save under way and releases what orbax holds. An error is only logged; `wait` raises it."""
     try:
       self._manager.close()
     except Exception as error:
-      logging.warning("checkpoints in %s: %s", self.directory, _first_line(error))
+      if not self._failed:
+        logging.warning("checkpoints in %s: %s", self.directory, _first_line(error))
 
   def restore(self, abstract: TrainState) -> Restored | None:
     """The newest intact checkpoint, read straight into the shardings of `abstract`; None when there is none.
 
-    A damaged checkpoint is set aside with a warning and the one before it is tried.
+    Damaged checkpoints are passed over with a warning each, and once an older one has been read they are renamed to
+    `damaged-<step>`: the run will come to those steps again.
 
     Raises:
-      CheckpointError: checkpoints exist and all are damaged, or hold another model than `abstract`.
+      CheckpointError: checkpoints exist but none can be read, or they hold another model than `abstract`.
     """
     steps = self.all_steps()
+    damaged: dict[int, str] = {}
     for step in reversed(steps):
       try:
-        return self._restore(step, abstract)
+        restored = self._restore(step, abstract)
       except _Damaged as damage:
-        aside = self._set_aside(step)
-        logging.warning("checkpoint %s is damaged (%s); moved to %s", self.directory / str(step), damage, aside.name)
+        logging.warning("checkpoint %s is damaged: %s", self.directory / str(step), damage)
+        damaged[step] = str(damage)
+        continue
+      self._set_aside(list(damaged))
+      return restored
     if steps:
+      reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
       raise CheckpointError(
-        f"{self.directory}: all checkpoints (steps {', '.join(map(str, steps))}) are damaged; delete the stage's folder"
-        " to start it anew"
+        f"{self.directory}: no checkpoint can be read ({reasons}); remove the stage's folder to start the stage anew"
       )
     return None
 
   def _restore(self, step: int, abstract: TrainState) -> Restored:
-    record = self._read(step, {RECORD: ocp.args.JsonRestore()})[RECORD]
-    if not isinstance(record, dict) or not {"shapes", "fingerprints", "metrics"} <= set(record):
-      raise _Damaged("its record is incomplete")
-    _check_shapes(record["shapes"], _shapes(abstract), self.directory / str(step))
+    folder = self.directory / str(step)
+    read = self._read(step, {RECORD: ocp.args.JsonRestore(), DATA: ocp.args.JsonRestore()})
+    record, data_state = read[RECORD], read[DATA]
+    if not isinstance(record, dict) or record.pop("checksum", None) != _checksum(record, data_state):
+      raise _Damaged(f"{RECORD} or {DATA} differs from what was saved")
+    shapes = _shapes(abstract)
+    _check_shapes(record["shapes"], shapes, folder)
     parameters, training = _items(abstract)
-    items = self._read(
-      step, {PARAMETERS: _tree_restore(parameters), TRAINING: _tree_restore(training), DATA: ocp.args.JsonRestore()}
-    )
+    items = self._read(step, {PARAMETERS: _tree_restore(parameters), TRAINING: _tree_restore(training)})
     state = dataclasses.replace(items[TRAINING], params=items[PARAMETERS])
-    found = [int(value) for value in np.asarray(fingerprints(state))]
-    differing = [name for name, a, b in zip(_shapes(abstract), found, record["fingerprints"]) if a != b]
-    if differing:
-      raise _Damaged(f"{len(differing)} arrays differ from what was saved, first {differing[0]}")
-    return Restored(step, state, items[DATA], record["metrics"])
+    _check_fingerprints(list(shapes), fingerprints(state), record["fingerprints"])
+    return Restored(step, state, data_state, record["metrics"])
 
   def _read(self, step: int, items: dict[str, Any]) -> Any:
+    problem, result = "", None
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
+      result = self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:
-      raise _Damaged(_first_line(error)) from error
+      problem = _first_line(error)
+    if jax.process_count() > 1:  # a file that one process cannot read is damage for all
+      fine = multihost_utils.process_allgather(np.array(not problem))
+      if not problem and not fine.all():
+        problem = f"process {int(np.argmin(fine))} could not read it"
+    if problem:
+      raise _Damaged(problem)
+    return result
 
-  def _set_aside(self, step: int) -> Path:
-    folder = self.directory / str(step)
-    aside = self.directory / f"damaged-{step}"
+  def _set_aside(self, steps: list[int]) -> None:
+    if not steps:
+      return
     if jax.process_index() == 0:
-      shutil.rmtree(aside, ignore_errors=True)
-      folder.rename(aside)
+      for step in steps:
+        aside = self.directory / f"damaged-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.directory / str(step)).rename(aside)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("damaged checkpoints set aside")
     self._manager.reload()
-    return aside
+    self._last_good = self.latest_step()
 
   def _failure(self, error: Exception) -> CheckpointError:
-    step, self._saving = self._saving, None
+    step, self._saving, self._failed = self._saving, None, True
     free = shutil.disk_usage(self.directory).free / 2**20
-    kept = "none was saved before" if self._last_good is None else f"the last good one is step {self._last_good}"
+    kept = "none was saved before it" if self._last_good is None else f"the last good one is step {self._last_good}"
+    if jax.process_index() == 0:
+      for partial in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(partial, ignore_errors=True)
     return CheckpointError(
-      f"{self.directory}: checkpoint {step} was not saved, {kept} ({free:.0f} MiB free): {_first_line(error)}"
+      f"{self.directory}: checkpoint {step} was not saved, {kept} ({free:.0f} MiB were free): {_first_line(error)}"
     )
 
 
@@ -181,38 +217,45 @@ def restore_parameters(directory: str | Path, abstract: Parameters) -> Parameter
 
   Raises CheckpointError when there is none, or when they are another model's.
   """
+  silence()
   directory = Path(directory).absolute()
-  with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-    for step in sorted(manager.all_steps(), reverse=True):
-      folder = directory / str(step)
-      try:
-        record = ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
-        prints = dict(zip(record["shapes"], record["fingerprints"]))
-      except Exception as error:
-        logging.warning("checkpoint %s is damaged (%s)", folder, _first_line(error))
-        continue
-      wanted = _shapes(abstract, "params/")
-      saved = {name: shape for name, shape in record["shapes"].items() if name.startswith("params/")}
-      _check_shapes(saved, wanted, folder)
-      try:
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
-        parameters = handler.restore(folder / PARAMETERS, args=_tree_restore(abstract))
-      except Exception as error:
-        logging.warning("checkpoint %s is damaged (%s)", folder, _first_line(error))
-        continue
-      found = [int(value) for value in np.asarray(fingerprints(parameters))]
-      if found == [prints[name] for name in wanted]:
-        return parameters
-      logging.warning("checkpoint %s is damaged (parameters differ from what was saved)", folder)
+  steps = ocp.path.step.checkpoint_steps(directory) if directory.is_dir() else []
+  for step in sorted(steps, reverse=True):
+    folder = directory / str(step)
+    try:
+      return _read_parameters(folder, abstract)
+    except _Damaged as damage:
+      logging.warning("checkpoint %s is damaged: %s", folder, damage)
   raise CheckpointError(f"{directory}: holds no intact checkpoint")
 
 
-def _items(state: TrainState) -> tuple[Parameters, TrainState]:
-  return state.params, dataclasses.replace(state, params={})
+def _read_parameters(folder: Path, abstract: Parameters) -> Parameters:
+  try:
+    record = ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
+    prints = dict(zip(record["shapes"], record["fingerprints"], strict=True))
+    saved = {name: shape for name, shape in record["shapes"].items() if name.startswith("params/")}
+  except Exception as error:
+    raise _Damaged(_first_line(error)) from error
+  wanted = _shapes(abstract, "params/")
+  _check_shapes(saved, wanted, folder)
+  try:
+    parameters = _tree_handler().restore(folder / PARAMETERS, args=_tree_restore(abstract))
+  except Exception as error:
+    raise _Damaged(_first_line(error)) from error
+  _check_fingerprints(list(wanted), fingerprints(parameters), [prints[name] for name in wanted])
+  return parameters
+
+
+def _tree_handler() -> ocp.PyTreeCheckpointHandler:
+  return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)  # the format that parameter_folder.py reads
 
 
 def _tree_restore(abstract: Any) -> Any:
   return ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+
+
+def _items(state: TrainState) -> tuple[Parameters, TrainState]:
+  return state.params, dataclasses.replace(state, params={})
 
 
 def _shapes(tree: Any, prefix: str = "") -> dict[str, list]:
@@ -221,6 +264,10 @@ def _shapes(tree: Any, prefix: str = "") -> dict[str, list]:
   return {
     prefix + jax.tree_util.keystr(path, simple=True, separator="/"): [str(x.dtype), list(x.shape)] for path, x in leaves
   }
+
+
+def _checksum(record: dict[str, Any], data_state: Any) -> str:
+  return hashlib.sha256(json.dumps([record, data_state], sort_keys=True).encode()).hexdigest()
 
 
 def _check_shapes(saved: dict[str, list], wanted: dict[str, list], folder: Path) -> None:
@@ -235,6 +282,15 @@ def _check_shapes(saved: dict[str, list], wanted: dict[str, list], folder: Path)
   raise CheckpointError(f"{folder} is of another model or optimizer: {'; '.join(different[:5])}{more}")
 
 
+def _check_fingerprints(names: list[str], found: list[int], saved: list[int]) -> None:
+  differing = [name for name, a, b in zip(names, found, saved, strict=True) if a != b]
+  if differing:
+    raise _Damaged(f"{len(differing)} arrays differ from what was saved, the first is {differing[0]}")
+
+
 def _first_line(error: BaseException) -> str:
-  text = str(error).strip().splitlines()
-  return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+  """The error in one line; of a long one the ends, since tensorstore names the file first and the cause last."""
+  text = next(iter(str(error).strip().splitlines()), "").split(" [tensorstore_spec=")[0]
+  if len(text) > 400:
+    text = f"{text[:150]} ... {text[-250:]}"
+  return f"{type(error).__name__}: {text}" if text else type(error).__name__

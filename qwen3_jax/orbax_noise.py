@@ -1,0 +1,28 @@
+"""Keeps orbax from printing pages of tracebacks, from several threads, of an error that is raised to the caller too."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from logging import LogRecord
+
+from absl import logging
+
+
+@functools.cache
+def silence() -> None:
+  """Once per process; errors themselves are raised as before."""
+  logging.get_absl_logger().addFilter(_is_not_orbax)
+  previous = sys.unraisablehook
+
+  def hook(unraisable):
+    # Reads and writes that were still under way when another one failed report to an event loop that is gone.
+    if str(unraisable.exc_value) != "Event loop is closed":
+      previous(unraisable)
+
+  sys.unraisablehook = hook
+
+
+def _is_not_orbax(record: LogRecord) -> bool:
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
