@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.progress import compact, duration
@@ -32,6 +32,7 @@ _MISSING = "–"
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.WARNING)
   try:
     print(write_report(Workdir(flags.FLAGS.workdir)))
   except (WorkdirError, OSError) as error:

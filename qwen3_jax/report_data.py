@@ -176,8 +176,6 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 def _printed(value: Any) -> str:
   if isinstance(value, list):
     return "(" + ", ".join(map(_printed, value)) + ")"
-  if isinstance(value, float):
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
   return repr(value) if isinstance(value, str) and (not value or value != value.strip()) else str(value)
 
 
