@@ -165,7 +165,8 @@ print(peak() - before)
 def peak_growth(code, *arguments):
   """MiB that a process of its own grows by at its peak."""
   command = [sys.executable, "-c", _MEASURE + code, *arguments]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  # One arena: the figure is then what is held, not what the allocator keeps at hand for every thread.
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1"}
   done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
   return int(done.stdout.split()[-1])
 
@@ -173,9 +174,9 @@ def peak_growth(code, *arguments):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 @pytest.mark.parametrize("experts", (0, 16))
 def test_memory_is_bounded(tmp_path, experts):
-  """About 1 GB of weights: conversion holds a few pieces, loading one copy on the device and a few pieces."""
+  """About 900 MB of weights: conversion holds a few pieces, loading one copy on the device and a few pieces."""
   config = ModelConfig(
-    num_layers=4 if experts else 8,
+    num_layers=4 if experts else 6,
     hidden_size=2048,
     intermediate_size=1024 if experts else 8192,
     num_experts=experts,
@@ -191,13 +192,13 @@ def test_memory_is_bounded(tmp_path, experts):
   writer.close()
   write_config(tmp_path / "source", config, dtype, {})
   size = sum(file.stat().st_size for file in (tmp_path / "source").iterdir()) >> 20
-  assert size > 850
+  assert size > 700
   for source, target in (("source", "ours"), ("ours", "back")):
     growth = peak_growth(_CONVERT, f"--input={tmp_path / source}", f"--output={tmp_path / target}")
-    assert growth < 400, f"{source} -> {target}: {growth} MiB"
+    assert growth < 300, f"{source} -> {target}: {growth} MiB"
   for folder in ("source", "ours"):
     growth = peak_growth(_LOAD, str(tmp_path / folder))
-    assert growth < size + 400, f"loading {folder}, {size} MiB: {growth} MiB"
+    assert growth < size + 350, f"loading {folder}, {size} MiB: {growth} MiB"
   shutil.rmtree(tmp_path)
 
 
