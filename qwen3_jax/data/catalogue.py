@@ -12,8 +12,8 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 def language_of(file: Path) -> str:
-  """`pt-BR` for .../pt_BR/LC_MESSAGES/name.mo; "" elsewhere."""
-  return file.parent.parent.name.replace("_", "-") if file.parent.name == "LC_MESSAGES" else ""
+  """`pt` for .../pt_BR/LC_MESSAGES/name.mo, whatever the region or script; "" elsewhere."""
+  return re.split("[-_@.]", file.parent.parent.name)[0].lower() if file.parent.name == "LC_MESSAGES" else ""
 
 
 def translations(data: bytes) -> Iterator[str]:

@@ -59,17 +59,16 @@ class DebianDocs:
     text = html_to_text(html)
     if len(text) >= _SHORTEST:
       language = _language(unit)
-      domain = "documentation" if language.startswith("en") else "multilingual"
+      domain = "documentation" if language == "en" else "multilingual"
       yield Document(text, domain, language, f"{unit.package}/{unit.name}", replaced)
 
 
 def _language(page: _Page) -> str:
-  """By the package's name, else by a folder named as a language, else English."""
+  """ISO 639: by the package's name, else by a folder named as a language, else English."""
   if page.package.startswith(_HELP):
-    language, _, region = page.package.removeprefix(_HELP).partition("-")
-    return f"{language}-{region.upper()}" if region and language != "en" else language
+    return page.package.removeprefix(_HELP).split("-")[0]
   folders = [part for part in Path(page.name).parts[:-1] if _LANGUAGE_FOLDER.match(part)]
-  return folders[-1].replace("_", "-") if folders else "en"
+  return folders[-1][:2] if folders else "en"
 
 
 def _default_packages() -> list[str]:

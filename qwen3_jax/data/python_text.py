@@ -13,6 +13,7 @@ import ast
 import dataclasses
 import email.parser
 import hashlib
+import os
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from qwen3_jax.data.html_text import html_to_text
 from qwen3_jax.data.sources import Document, SourceError, decode
 
 _DOCUMENTATION = frozenset((".rst", ".md", ".txt", ".html"))
+_ENDINGS = (".py", ".mo", "METADATA", *_DOCUMENTATION)
 _SKIPPED_FOLDERS = frozenset(("__pycache__", "site-packages", "dist-packages"))
 # Not prose, or the same in every package.
 _SKIPPED_NAMES = re.compile(
@@ -58,16 +60,17 @@ class PythonText:
     by_domain: dict[str, list[_File]] = {}
     seen = set()
     for root in roots:
-      for path in sorted(_walk(root)):
+      for name in sorted(_walk(root)):
+        path = root / name
         domain = _domain(path)
-        if not domain or (domain == "documentation" and not _TESTS.isdisjoint(path.relative_to(root).parts)):
+        if not domain or (domain == "documentation" and not _TESTS.isdisjoint(name.split(os.sep))):
           continue
         content = path.read_bytes()
         digest = hashlib.sha256(content).digest()
         if digest in seen or not _is_text(content, path):
           continue
         seen.add(digest)
-        by_domain.setdefault(domain, []).append(_File(path, str(path.relative_to(root)), domain, len(content)))
+        by_domain.setdefault(domain, []).append(_File(path, name, domain, len(content)))
     self.units = _interleaved(by_domain)
 
   def read(self, unit: _File) -> Iterator[Document]:
@@ -85,22 +88,22 @@ class PythonText:
         yield Document(prose, unit.domain, "en", f"{unit.name}#{number}", replaced if number == 0 else 0)
 
 
-def _walk(root: Path) -> Iterator[Path]:
-  for entry in root.iterdir():
-    if entry.is_symlink():
-      continue
-    if entry.is_dir():
-      if entry.name not in _SKIPPED_FOLDERS:
-        yield from _walk(entry)
-    elif 0 < entry.stat().st_size <= _LARGEST:
-      yield entry
+def _walk(root: Path, folder: str = "") -> Iterator[str]:
+  """Names, relative to `root`, of the files that may hold text."""
+  with os.scandir(root / folder) as entries:
+    for entry in entries:
+      if entry.is_dir(follow_symlinks=False):
+        if entry.name not in _SKIPPED_FOLDERS:
+          yield from _walk(root, os.path.join(folder, entry.name))
+      elif entry.is_file(follow_symlinks=False) and entry.name.endswith(_ENDINGS):
+        if 0 < entry.stat().st_size <= _LARGEST:
+          yield os.path.join(folder, entry.name)
 
 
 def _domain(path: Path) -> str:
   """Domain of a file by its name; "" for one that is not used."""
   if path.suffix == ".mo":
-    language = language_of(path)
-    return "multilingual" if language and language.split("-")[0] != "en" else ""
+    return "multilingual" if language_of(path) not in ("", "en") else ""
   if path.name == "METADATA" or (path.parent.name == "pydoc_data" and path.name == "topics.py"):
     return "documentation"
   if path.suffix == ".py":
@@ -120,9 +123,9 @@ def _is_text(content: bytes, path: Path) -> bool:
   if b"\0" in content:
     return False
   if _domain(path) == "code":
-    solid = b"".join(content.split())
-    letters = len(solid) - len(solid.translate(None, _LETTERS))
-    return len(content) >= 100 and max(map(len, content.split(b"\n"))) <= 1000 and letters >= 0.4 * len(solid)
+    letters = len(content) - len(content.translate(None, _LETTERS))
+    visible = len(content.translate(None, b" \t\r\n\f"))
+    return len(content) >= 100 and max(map(len, content.split(b"\n"))) <= 1000 and letters >= 0.4 * visible
   return any(True for _ in _prose(path, decode(content)[0]))
 
 

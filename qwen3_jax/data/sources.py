@@ -20,12 +20,14 @@ import dataclasses
 import difflib
 import glob
 import gzip
-import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import zstandard
 
 from qwen3_jax.data.records import DataError
 
@@ -164,28 +166,35 @@ class JsonLines:
 def _lines(file: Path, begin: int, end: int | None) -> Iterator[tuple[int, bytes]]:
   """(offset, line) of the lines that start in begin..end."""
   try:
-    with _open(file) as lines:
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
       if begin:
-        lines.seek(begin - 1)
-        lines.readline()  # the line that the unit before reads
-      offset = lines.tell() if begin else 0
-      for line in lines:
+        opened.seek(begin - 1)
+        opened.readline()  # the line that the unit before reads
+      offset = opened.tell()
+      for line in _zstandard_lines(opened) if file.suffix == ".zst" else opened:
         if end is not None and offset >= end:
           return
         yield offset, line
         offset += len(line)
-  except (EOFError, gzip.BadGzipFile) as error:
+  except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
     raise SourceError(f"{file}: damaged ({error})") from None
 
 
-def _open(file: Path) -> Any:
-  if file.suffix == ".gz":
-    return gzip.open(file, "rb")
-  if file.suffix == ".zst":
-    import zstandard
-
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True))
-  return file.open("rb")
+def _zstandard_lines(file: Any) -> Iterator[bytes]:
+  """Lines of a Zstandard file. Unlike the library's reader, it raises EOFError when the file is cut short."""
+  frame = zstandard.ZstdDecompressor().decompressobj()
+  rest = b""
+  while data := file.read(1 << 20):
+    while data:
+      if frame.eof:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+      *lines, rest = (rest + frame.decompress(data)).split(b"\n")
+      yield from (line + b"\n" for line in lines)
+      data = frame.unused_data
+  if not frame.eof:
+    raise EOFError("it ends within a frame")
+  if rest:
+    yield rest
 
 
 class Parquet:
