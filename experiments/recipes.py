@@ -143,7 +143,8 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config.data.prepare_workers = 1
   for settings in config.data.corpora.values():
     limit = settings.limit_megabytes if settings.source.startswith("python:") else 0
-    settings.update(source="python:", limit_megabytes=min(limit or 1, 1), validation_fraction=0.05)
+    # All corpora become the same text, prepared once.
+    settings.update(source="python:", domain="text", limit_megabytes=min(limit or 1, 1), validation_fraction=0.05)
   config.checkpoint.every = TINY_STEPS // 2
   config.log_every = 5
 

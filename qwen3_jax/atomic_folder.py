@@ -23,7 +23,7 @@ def check_output(path: Path, needed_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, needed_bytes: int) -> Iterator[Path]:
+def atomic_folder(path: Path, needed_bytes: int = 0) -> Iterator[Path]:
   """Yields a folder to fill beside `path`; synced to disk and renamed on success, removed on failure.
 
   A folder left by a killed run is replaced. Raises WeightsError as `check_output` does, and for a full disk.

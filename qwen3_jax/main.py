@@ -7,14 +7,20 @@ the one under way resumes from its newest checkpoint.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from qwen3_jax.config_checks import ConfigError, flatten, validate
 from qwen3_jax.config_loading import config_from_flags, define_config_flag, parse_flags
+
+if TYPE_CHECKING:
+  from qwen3_jax.workdir import Workdir
 
 define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the report go.", required=True)
@@ -27,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
   import jax
 
+  from qwen3_jax.allocator import keep_freed_memory
   from qwen3_jax.checkpoint import CheckpointError
   from qwen3_jax.data.records import DataError
   from qwen3_jax.preemption import Preempted
@@ -34,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
   from qwen3_jax.workdir import Workdir, WorkdirError
 
   logging.set_verbosity(logging.WARNING)
+  keep_freed_memory()
   jax.config.update("jax_num_cpu_devices", config.cpu_devices)
   if os.environ.get("JAX_COMPILATION_CACHE_DIR") is None:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/qwen3_jax/xla"))
@@ -48,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f"error: {error}")
 
 
-def run_pipeline(config, workdir) -> None:
+def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
   """Runs what is left of `config.pipeline` in `workdir` and writes the report after every stage."""
   import jax
 
@@ -60,12 +68,11 @@ def run_pipeline(config, workdir) -> None:
   from qwen3_jax.workdir import environment, read_json, write_json
 
   first = jax.process_index() == 0
-  settings = config.to_dict()
   if first:
     if workdir.config.exists():
-      for line in _differences(read_json(workdir.config), settings):
+      for line in _differences(ConfigDict(read_json(workdir.config)), config):
         logging.warning("%s: %s", workdir.config, line)
-    write_json(workdir.config, settings)
+    write_json(workdir.config, config.to_dict())
 
   names = [config.stage] if config.stage else list(config.pipeline)
   left = [name for name in names if not workdir.is_done(name)]
@@ -89,13 +96,11 @@ def run_pipeline(config, workdir) -> None:
     print(f"{config.name}: done with {', '.join(names)}. Report: {workdir.path / 'report.html'}")
 
 
-def _differences(before, now) -> list[str]:
-  before, now = flatten(before), flatten(now)
-  return [
-    f"{key} was {before.get(key, 'absent')!r}, is now {now.get(key, 'absent')!r}"
-    for key in sorted(before.keys() | now.keys())
-    if before.get(key) != now.get(key)
-  ]
+def _differences(before: ConfigDict, now: ConfigDict) -> list[str]:
+  """One line for each key that is not what it was when the work directory was last used."""
+  old, new = ({key: json.dumps(value) for key, value in flatten(config).items()} for config in (before, now))
+  changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+  return [f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}" for key in changed]
 
 
 if __name__ == "__main__":

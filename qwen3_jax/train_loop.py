@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
 from qwen3_jax.checkpoint import Checkpointer
+from qwen3_jax.huggingface import write_config
 from qwen3_jax.metrics import MetricWriter, device_peak_flops
 from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.preemption import Preempted, PreemptionNotice
@@ -49,12 +50,16 @@ def run_stage(
     Preempted: after SIGTERM, with the state saved.
     NonFiniteError: after more than `stage.max_skipped_steps` non-finite steps in a row.
   """
+  if jax.process_index() == 0:  # makes every checkpoint of the stage one that load_pretrained reads
+    workdir.stage(stage.name).mkdir(parents=True, exist_ok=True)
+    write_config(workdir.stage(stage.name), stage.model, np.dtype(stage.model.param_dtype), {})
   with jax.set_mesh(mesh), PreemptionNotice() as notice:
     checkpoints = Checkpointer(workdir.checkpoints(stage.name), keep=config.checkpoint.keep)
     try:
       state = _starting_state(stage, config, workdir, mesh, previous, checkpoints)
       _Run(stage, config, workdir, mesh, checkpoints, tokens_before).train(state, notice)
     finally:
+      stage.batches.close()
       checkpoints.close()
 
 
@@ -113,12 +118,13 @@ class _Run:
     with Progress(stage.name, stage.steps, step, stall_seconds=self.config.stall_seconds) as self.progress:
       if step < stage.steps:
         compiled = self._compile(state)
+      learning_rates = np.asarray(jax.vmap(stage.schedule)(np.arange(stage.steps)), np.float32)
       if step == 0:
         self.writer.write(0, stage.facts)
       self.window_start = (step, time.monotonic())
       while step < stage.steps:
         batch = self._next_batch(state)
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, learning_rates[step])
         step += 1
         in_flight.append(_Pending(step, metrics, self.checksum))
         while len(in_flight) > STEPS_IN_FLIGHT:
@@ -150,7 +156,6 @@ class _Run:
       stage.model,
       stage.objective,
       stage.optimizer,
-      stage.schedule,
       clip_norm=stage.clip_norm,
       micro_batches=stage.micro_batches,
     )
@@ -159,13 +164,14 @@ class _Run:
     jitted = jax.jit(
       step,
       donate_argnums=0,
-      in_shardings=(shardings, sharding),
+      in_shardings=(shardings, sharding, replicated(self.mesh)),
       out_shardings=(shardings, replicated(self.mesh)),
     )
     integers = jax.ShapeDtypeStruct(stage.batch_shape, np.int32, sharding=sharding)
     floats = jax.ShapeDtypeStruct(stage.batch_shape, np.float32, sharding=sharding)
     with self.progress.phase("compiling"):
-      return jitted.lower(state, Batch(integers, integers, floats, integers, integers)).compile()
+      batch = Batch(integers, integers, floats, integers, integers)
+      return jitted.lower(state, batch, jax.ShapeDtypeStruct((), np.float32)).compile()
 
   def _next_batch(self, state: TrainState) -> Batch:
     """The next batch on the devices; its time is what training waits for data."""

@@ -27,8 +27,11 @@ class TrainState:
 
 def initial_state(params: Parameters, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
   """Step 0 with the given parameters."""
-  zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, optimizer.init(params), jax.random.PRNGKey(seed), zero)
+  return TrainState(_zero(), params, optimizer.init(params), jax.random.PRNGKey(seed), _zero())
+
+
+def _zero() -> jax.Array:
+  return jnp.zeros((), jnp.int32)  # one for each counter: a donated buffer has one owner
 
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -53,7 +56,17 @@ def create_state(config: ModelConfig, optimizer: optax.GradientTransformation, m
   return jax.jit(lambda: initial_state(initialize(config, seed), optimizer, seed), out_shardings=shardings)()
 
 
-def next_stage_state(state: TrainState, seed: int) -> TrainState:
-  """The state that the next pre-training stage starts from: step 0, parameters and optimizer state carried over."""
-  zero = jnp.zeros((), jnp.int32)
-  return dataclasses.replace(state, step=zero, skipped=zero, rng=jax.random.PRNGKey(seed))
+def next_stage_state(state: TrainState, seed: int, optimizer: optax.GradientTransformation | None = None) -> TrainState:
+  """The state that the next stage starts from: step 0, parameters carried over, and the optimizer state too unless a new
+  `optimizer` is given."""
+  like = state.step.sharding
+  start = lambda: TrainState(
+    step=_zero(),
+    params={},
+    optimizer={},
+    rng=jax.random.PRNGKey(seed),
+    skipped=_zero(),
+  )
+  fresh = jax.jit(start, out_shardings=like)()
+  optimizer_state = state.optimizer if optimizer is None else optimizer.init(state.params)
+  return dataclasses.replace(fresh, params=state.params, optimizer=optimizer_state)

@@ -23,12 +23,13 @@ def make_train_step(
   config: ModelConfig,
   objective: Objective,
   optimizer: optax.GradientTransformation,
-  schedule: optax.Schedule,
   *,
   clip_norm: float = 1.0,
   micro_batches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """One optimizer step on a global batch [B, T]; pure, to be jitted with the state donated.
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+  """`step(state, batch, learning_rate)`: one optimizer step on a global batch [B, T]; to be jitted, the state donated.
+
+  The learning rate is an argument so that stages and sweeps which differ in their schedules share a compiled program.
 
   The gradient is that of `sum of losses / sum of weights + router_aux_loss_coef * balance loss` over the whole batch,
   whatever `micro_batches` is. The balance loss needs the expert counts of the whole batch before any micro-batch's
@@ -69,14 +70,13 @@ def make_train_step(
     sums, _ = jax.lax.scan(micro_step, (_zeros_like(params), nothing), inputs)
     return sums
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, Metrics]:
     gradients, output = accumulated_gradient(state.params, batch, jax.random.fold_in(state.rng, state.step))
     weight = jnp.maximum(output.weight, 1e-8)
     norm = optax.global_norm(gradients) / weight
     scale = 1.0 / weight if not clip_norm else jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) / weight
     gradients = jax.tree.map(lambda g: g * scale, gradients)
 
-    learning_rate = schedule(state.step)
     directions, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     updates = jax.tree.map(lambda direction: -learning_rate * direction, directions)
     finite = jnp.isfinite(norm) & jnp.isfinite(output.loss_sum)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
 from qwen3_jax.config import make_model_config
+from qwen3_jax.data.corpora import open_mixture
 from qwen3_jax.data.pipeline import BatchIterator, train_batches, validation_batches
 from qwen3_jax.data.prepared import PreparedCorpus
 from qwen3_jax.data.tokenizer import Tokenizer
@@ -38,22 +40,22 @@ class PackedBatches:
   def set_state(self, state: dict) -> None:
     self._iterator.set_state(state)
 
+  def close(self) -> None:
+    self._iterator.close()
 
-def make_stage(config: ConfigDict, name: str, corpora: Mapping[str, str], tokenizer: Tokenizer) -> Stage:
+
+def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenizer: Tokenizer) -> Stage:
   """Stage `name` of a checked config; `corpora` gives the folder of each prepared corpus."""
   settings = config.stages[name]
   model = make_model_config(config, rope_theta=settings.rope_theta)
   B, T = settings.batch_size, settings.sequence_length
   steps = settings.tokens // (B * T)
   processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-  mixture = {
-    corpus: (PreparedCorpus.open(corpora[corpus], "train"), share) for corpus, share in settings.mixture.items()
-  }
   iterator = train_batches(
-    mixture,
+    open_mixture(settings.mixture, corpora),
     sequence_length=T,
     batch_size=B,
-    seed=config.seed,
+    seed=zlib.crc32(f"{config.seed}/{name}".encode()),  # stages that share a corpus read it in different orders
     length_buckets=settings.length_buckets,
     **processes,
   )

@@ -27,6 +27,9 @@ class BatchSource(Protocol):
   def set_state(self, state: dict[str, Any]) -> None:
     """Continues after the batch that `state` refers to, on any number of processes."""
 
+  def close(self) -> None:
+    """Stops what reads ahead."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:

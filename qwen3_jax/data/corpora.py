@@ -1,0 +1,103 @@
+"""From the corpora and tokenizer that a config names to ones that stages can read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from qwen3_jax.atomic_folder import atomic_folder
+from qwen3_jax.data.prepare import fingerprint, is_prepared, prepare
+from qwen3_jax.data.prepared import PreparedCorpus
+from qwen3_jax.data.records import DataError, read_manifest
+from qwen3_jax.data.sources import documents, open_source
+from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.data.train_tokenizer import train_sentencepiece
+
+_PREPARED = "prepared:"
+
+
+def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[str, Path]]:
+  """The tokenizer, and the prepared folder of every corpus that a stage of the pipeline reads.
+
+  A raw corpus is tokenised once into `config.data.cache`, or `workdir`/data; without `config.tokenizer.path`, a tokenizer
+  is trained on the raw corpora and kept in `workdir`/tokenizer. Process 0 does the work, the others wait for it.
+
+  Raises DataError when a corpus or the tokenizer cannot be used with the model.
+  """
+  names = sorted({name for stage in config.pipeline for name in config.stages[stage].mixture})
+  tokenizer = _tokenizer(config, names, workdir / "tokenizer")
+  rows = config.model.vocab_size
+  if tokenizer.vocab_size > rows:
+    raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocab_size={rows} rows")
+  cache = Path(config.data.cache) if config.data.cache else workdir / "data"
+  return tokenizer, {name: _prepared(config, name, cache, tokenizer) for name in names}
+
+
+def _tokenizer(config: ConfigDict, corpora: list[str], trained: Path) -> Tokenizer:
+  if config.tokenizer.path:
+    return Tokenizer.from_pretrained(config.tokenizer.path)
+  if not trained.exists() and jax.process_index() == 0:
+    print(f"Training a tokenizer of {config.tokenizer.train_vocab_size} pieces in {trained}", flush=True)
+    size = int(config.tokenizer.train_megabytes * 1e6)
+    with atomic_folder(trained) as folder:
+      model, texts = folder / "tokenizer.model", _sample(config, corpora, size)
+      train_sentencepiece(texts, model, config.tokenizer.train_vocab_size, max_bytes=size)
+  _wait_for(trained)
+  return Tokenizer.from_pretrained(trained)
+
+
+def _sample(config: ConfigDict, corpora: list[str], size: int) -> Iterator[str]:
+  """About `size` bytes of text, in equal parts of the raw corpora."""
+  sources = [config.data.corpora[name] for name in corpora]
+  raw = {settings.source: settings for settings in sources if not settings.source.startswith(_PREPARED)}
+  if not raw:
+    raise DataError("tokenizer.path='': there is no raw corpus to train a tokenizer on; name the corpora's tokenizer")
+  for spec, settings in raw.items():
+    left = size // len(raw)
+    for document in documents(open_source(spec, text_field=settings.text_field)):
+      if left <= 0:
+        break
+      left -= len(document.text.encode(errors="replace"))
+      yield document.text
+
+
+def _prepared(config: ConfigDict, name: str, cache: Path, tokenizer: Tokenizer) -> Path:
+  settings = config.data.corpora[name]
+  if settings.source.startswith(_PREPARED):
+    folder = Path(settings.source.removeprefix(_PREPARED))
+    if not is_prepared(folder):
+      raise DataError(f"data.corpora.{name}.source={settings.source!r}: {folder} has no manifest.json; see prepare_data")
+    made_with = read_manifest(folder)["tokenizer"]
+    if made_with != tokenizer.fingerprint:
+      raise DataError(
+        f"data.corpora.{name}: {folder} was prepared with tokenizer {made_with}, the config's is {tokenizer.fingerprint}"
+      )
+    return folder
+  options = {
+    "text_field": settings.text_field,
+    "domain": settings.domain or name,
+    "language": settings.language,
+    "validation_fraction": settings.validation_fraction,
+    "limit_megabytes": settings.limit_megabytes,
+  }
+  kind = settings.source.partition(":")[0]
+  folder = cache / f"{kind}-{fingerprint(settings.source, tokenizer, **options)}"  # corpora alike in all of it share it
+  if jax.process_index() == 0:
+    prepare(settings.source, folder, tokenizer, workers=config.data.prepare_workers, **options)
+  _wait_for(folder / "manifest.json")
+  return folder
+
+
+def _wait_for(path: Path) -> None:
+  """Process 0 is at work on `path`; it appears when it is whole."""
+  while jax.process_index() != 0 and not path.exists():
+    time.sleep(1.0)
+
+
+def open_mixture(shares: ConfigDict, corpora: dict[str, Path]) -> dict[str, tuple[PreparedCorpus, float]]:
+  """The training split of every corpus of a stage's mixture, with its share of the tokens."""
+  return {name: (PreparedCorpus.open(corpora[name], "train"), share) for name, share in shares.items()}

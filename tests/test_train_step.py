@@ -1,0 +1,203 @@
+"""The train step: accumulation, meshes, the balance loss, skipped steps, AdamW, compile count."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qwen3_jax.batch import Batch
+from qwen3_jax.config import pretrain_stage
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.moe import balance_loss
+from qwen3_jax.models.transformer import from_parameters
+from qwen3_jax.objectives.next_token import next_token
+from qwen3_jax.optimizer import make_optimizer, make_schedule
+from qwen3_jax.sharding import batch_sharding, make_mesh
+from qwen3_jax.train_state import create_state, initial_state
+from qwen3_jax.train_step import make_train_step
+
+DENSE = ModelConfig(
+  vocab_size=128, num_layers=2, hidden_size=32, intermediate_size=48, num_heads=4, num_kv_heads=2, head_dim=8
+)
+# A large coefficient, so that the balance loss shows in every gradient.
+MOE = DENSE.replace(num_experts=8, num_experts_per_token=2, tie_word_embeddings=False, router_aux_loss_coef=0.5)
+MODELS = pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+
+
+def make_batch(B=16, T=24, V=128, seed=0) -> Batch:
+  """Packed rows with uneven weights: some rows have few targets, so means of means would be wrong."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(0, V, (B, T)).astype(np.int32)
+  segments = np.ones((B, T), np.int32)
+  segments[:, 15:] = 2
+  segments[: B // 2, 7:] = 0
+  weights = (segments > 0).astype(np.float32)
+  weights[:, 14] = 0.0
+  positions = np.tile(np.concatenate([np.arange(15), np.arange(T - 15)]).astype(np.int32), (B, 1))
+  return Batch(tokens, np.roll(tokens, -1, 1), weights, positions, segments)
+
+
+def gradient_of_step(config, mesh_shape, micro_batches):
+  """(gradients, metrics) of the real train step; momentum without decay keeps the gradient in the optimizer's state."""
+  mesh = make_mesh(mesh_shape, jax.devices()[: int(np.prod(list(mesh_shape.values())))])
+  optimizer = optax.trace(decay=0.0)
+  step = make_train_step(
+    config, next_token(1e-3), optimizer, clip_norm=0.0, micro_batches=micro_batches
+  )
+  with jax.set_mesh(mesh):
+    state = create_state(config, optimizer, mesh, seed=1)
+    new, metrics = jax.jit(step)(state, jax.device_put(make_batch(), batch_sharding(mesh)), 0.0)
+  return jax.tree.map(np.asarray, new.optimizer.trace), jax.tree.map(float, metrics)
+
+
+def direct_gradient(config):
+  """The definition: one loss over the whole batch on one device."""
+  batch = make_batch()
+  params = create_state(config, optax.identity(), make_mesh({}, jax.devices()[:1]), seed=1).params
+
+  def loss(params):
+    output = next_token(1e-3)(from_parameters(config, params), batch, jax.random.PRNGKey(0))
+    balance = 0.0
+    if config.is_moe:
+      router = output.router
+      balance = config.router_aux_loss_coef * balance_loss(router, router.slots, router.tokens)
+    return output.loss_sum / output.weight + balance
+
+  return jax.jit(jax.grad(loss))(params)
+
+
+LAYOUTS = [
+  ({"data": 1}, 1),
+  ({"data": 1}, 4),
+  ({"data": 8}, 1),
+  ({"fsdp": 8}, 1),
+  ({"data": 2, "fsdp": 2, "tensor": 2}, 1),
+  ({"fsdp": 2, "expert": 2}, 4),
+]
+
+
+@MODELS
+def test_gradient_does_not_depend_on_devices_or_micro_batches(config):
+  expected = direct_gradient(config)
+  reference = None
+  for mesh_shape, micro_batches in LAYOUTS:
+    gradients, metrics = gradient_of_step(config, mesh_shape, micro_batches)
+    for ours, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected)):
+      scale = np.linalg.norm(wanted)
+      assert scale > 1e-4
+      assert np.linalg.norm(ours - wanted) <= 1e-6 * scale, (mesh_shape, micro_batches, wanted.shape)
+    reference = reference or metrics
+    for name, value in reference.items():
+      assert metrics[name] == pytest.approx(value, rel=1e-6), (name, mesh_shape, micro_batches)
+
+
+def test_micro_batch_balance_loss_would_differ():
+  """The test above can fail: balancing each micro-batch by itself gives another gradient."""
+  batch = make_batch()
+  params = create_state(MOE, optax.identity(), make_mesh({}, jax.devices()[:1]), seed=1).params
+
+  def router_gradient(batch, slots=None, tokens=None):
+    def loss(params):
+      router = next_token()(from_parameters(MOE, params), batch, jax.random.PRNGKey(0)).router
+      return balance_loss(router, router.slots if slots is None else slots, router.tokens if tokens is None else tokens)
+
+    return jax.grad(loss)(params)["layers"]["feed_forward"]["router"]
+
+  whole = router_gradient(batch)
+  rows = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
+  by_part = sum(router_gradient(part) for part in rows) / 4
+  assert float(jnp.linalg.norm(by_part - whole)) > 0.05 * float(jnp.linalg.norm(whole))
+
+
+def stage_optimizer(**changes):
+  return pretrain_stage(optimizer={"peak_lr": 0.01, **changes}).optimizer
+
+
+def test_adamw_against_float64():
+  settings = stage_optimizer(beta1=0.8, beta2=0.9, epsilon=1e-3, weight_decay=0.3)
+  optimizer, schedule = make_optimizer(settings), make_schedule(settings, 10)
+  params = {"matrix": jnp.asarray([[1.0, -2.0], [0.5, 3.0]]), "norm": {"scale": jnp.asarray([1.0, 2.0])}}
+  state = optimizer.init(params)
+  slow = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  mean = jax.tree.map(np.zeros_like, slow)
+  square = jax.tree.map(np.zeros_like, slow)
+  for t in range(1, 5):
+    gradients = jax.tree.map(lambda x, t=t: jnp.cos(x * t) * t, params)
+    directions, state = optimizer.update(gradients, state, params)
+    params = jax.tree.map(lambda p, d, t=t: p - schedule(t - 1) * d, params, directions)
+    g64 = jax.tree.map(lambda x: np.asarray(x, np.float64), gradients)
+    mean = jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, mean, g64)
+    square = jax.tree.map(lambda v, g: 0.9 * v + 0.1 * g * g, square, g64)
+    adam = jax.tree.map(lambda m, v, t=t: m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-3), mean, square)
+    decay = {"matrix": 0.3, "norm": {"scale": 0.0}}  # scales do not decay
+    slow = jax.tree.map(lambda p, d, w: p - 0.01 * (d + w * p), slow, adam, decay)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), params, slow)
+
+
+def test_schedules():
+  wsd = make_schedule(stage_optimizer(schedule="wsd", warmup_steps=4, final_lr=0.001, decay_fraction=0.5), 20)
+  values = [float(wsd(step)) for step in range(21)]
+  np.testing.assert_allclose(values[:4], [0.0025, 0.005, 0.0075, 0.01], rtol=1e-6)
+  np.testing.assert_allclose(values[4:11], 0.01, rtol=1e-6)
+  np.testing.assert_allclose(values[10:], np.linspace(0.01, 0.001, 11), rtol=1e-5)
+  decays_at_once = make_schedule(stage_optimizer(schedule="wsd", final_lr=0.001, decay_fraction=1.0), 20)
+  np.testing.assert_allclose([decays_at_once(s) for s in (0, 10, 20)], [0.01, 0.0055, 0.001], rtol=1e-5)
+  cosine = make_schedule(stage_optimizer(schedule="cosine", final_lr=0.001), 20)
+  np.testing.assert_allclose([cosine(s) for s in (0, 10, 20)], [0.01, 0.0055, 0.001], rtol=1e-5)
+  constant = make_schedule(stage_optimizer(schedule="constant"), 20)
+  assert float(constant(0)) == float(constant(19)) == pytest.approx(0.01)
+  with pytest.raises(ValueError, match="schedule='step'"):
+    make_schedule(stage_optimizer(schedule="step"), 20)
+
+
+def one_device_step(config, **settings):
+  options = stage_optimizer(**settings)
+  step = make_train_step(config, next_token(), make_optimizer(options), clip_norm=options.clip_norm)
+  mesh = make_mesh({}, jax.devices()[:1])
+  return jax.jit(step, donate_argnums=0), create_state(config, make_optimizer(options), mesh, seed=0)
+
+
+def test_clipping_bounds_the_gradient():
+  big, small = (make_train_step(DENSE, next_token(), optax.trace(decay=0.0), clip_norm=clip) for clip in (0.0, 0.05))
+  params = create_state(DENSE, optax.identity(), make_mesh({}, jax.devices()[:1]), seed=0).params
+  state = initial_state(params, optax.trace(decay=0.0), 0)
+  free, metrics = jax.jit(big)(state, make_batch(), 0.01)
+  clipped, clipped_metrics = jax.jit(small)(state, make_batch(), 0.01)
+  norm = float(optax.global_norm(free.optimizer.trace))
+  assert norm > 0.1
+  assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
+  assert float(clipped_metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)  # reported before clipping
+  assert float(optax.global_norm(clipped.optimizer.trace)) == pytest.approx(0.05, rel=1e-5)
+
+
+@MODELS
+def test_training_reduces_the_loss_and_compiles_once(config):
+  step, state = one_device_step(config)
+  losses = []
+  for _ in range(20):
+    state, metrics = step(state, make_batch(), 0.01)
+    losses.append(float(metrics["loss"]))
+  assert losses[0] == pytest.approx(np.log(128), rel=0.02)
+  assert losses[-1] < losses[0] - 0.5
+  assert step._cache_size() == 1
+  assert int(state.step) == 20
+
+
+def test_non_finite_steps_change_nothing_and_are_counted():
+  step, state = one_device_step(DENSE)
+  state, _ = step(state, make_batch(), 0.01)
+  kept = jax.tree.map(np.asarray, (state.params, state.optimizer))
+  poison = make_batch()
+  weights = np.array(poison.loss_weights)
+  weights[0, 0] = np.nan
+  for expected in (1, 2):
+    state, metrics = step(state, dataclasses.replace(poison, loss_weights=weights), 0.01)
+    assert int(metrics["skipped_steps"]) == expected
+  jax.tree.map(np.testing.assert_array_equal, (state.params, state.optimizer), kept)
+  assert int(state.step) == 3
+  state, metrics = step(state, make_batch(), 0.01)
+  assert int(metrics["skipped_steps"]) == 0
+  assert not np.array_equal(state.params["embed"]["embedding"], kept[0]["embed"]["embedding"])
