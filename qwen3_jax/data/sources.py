@@ -284,8 +284,10 @@ class TensorflowDatasets:
 
   def read(self, unit: tuple[int, int]) -> Iterator[Document]:
     records = self._open()
-    for number in range(*unit):
-      yield _record_document(records[number], self._text_field, f"tfds:{self._name}, {self._split} {number}")
+    for first in range(*unit, 256):
+      numbers = range(first, min(first + 256, unit[1]))
+      for number, record in zip(numbers, records.__getitems__(list(numbers))):
+        yield _record_document(record, self._text_field, f"tfds:{self._name}, {self._split} {number}")
 
 
 class HuggingFaceDatasets:
@@ -309,9 +311,8 @@ class HuggingFaceDatasets:
       raise SourceError(f"hf:{self._name}: split {self._split!r} cannot be opened ({lines[0]})") from None
 
   def read(self, unit: tuple[int, int]) -> Iterator[Document]:
-    records = self._open()
-    for number in range(*unit):
-      yield _record_document(records[number], self._text_field, f"hf:{self._name}, {self._split} {number}")
+    for number, record in enumerate(self._open().select(range(*unit)), unit[0]):
+      yield _record_document(record, self._text_field, f"hf:{self._name}, {self._split} {number}")
 
 
 def _python_text(location: str, text_field: str) -> Source:
