@@ -98,8 +98,8 @@ class Checkpointer:
     self.wait()
     record = {"shapes": _shapes(state), "fingerprints": fingerprints(state), "metrics": json_safe(metrics or {})}
     record["checksum"] = _checksum(record, data_state)
-    if jax.default_backend() == "cpu":
-      state = jax.tree.map(jnp.copy, state)  # on a CPU, orbax would read the donated buffers themselves
+    if jax.default_backend() == "cpu":  # orbax writes from these very buffers, which the next step donates
+      state = jax.tree.map(jnp.copy, state)
     parameters, training = _items(state)
     items = {
       PARAMETERS: ocp.args.PyTreeSave(parameters),
@@ -135,8 +135,8 @@ class Checkpointer:
   def restore(self, abstract: TrainState) -> Restored | None:
     """The newest intact checkpoint, read straight into the shardings of `abstract`; None when there is none.
 
-    Damaged checkpoints are passed over with a warning each, and once an older one has been read they are renamed to
-    `damaged-<step>`: the run will come to those steps again.
+    Once an older one has been read, damaged checkpoints are renamed to `damaged-<step>`, with a warning each: the run
+    will come to those steps again.
 
     Raises:
       CheckpointError: checkpoints exist but none can be read, or they hold another model than `abstract`.
@@ -147,10 +147,10 @@ class Checkpointer:
       try:
         restored = self._restore(step, abstract)
       except _Damaged as damage:
-        logging.warning("checkpoint %s is damaged: %s", self.directory / str(step), damage)
         damaged[step] = str(damage)
         continue
-      self._set_aside(list(damaged))
+      if damaged:
+        self._set_aside(damaged, step)
       return restored
     if steps:
       reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
@@ -187,18 +187,17 @@ class Checkpointer:
       raise _Damaged(problem)
     return result
 
-  def _set_aside(self, steps: list[int]) -> None:
-    if not steps:
-      return
-    if jax.process_index() == 0:
-      for step in steps:
-        aside = self.directory / f"damaged-{step}"
+  def _set_aside(self, damaged: dict[int, str], good: int) -> None:
+    for step, reason in damaged.items():
+      folder, aside = self.directory / str(step), self.directory / f"damaged-{step}"
+      logging.warning("checkpoint %s is damaged: %s; it is now %s, using step %d", folder, reason, aside.name, good)
+      if jax.process_index() == 0:
         shutil.rmtree(aside, ignore_errors=True)
-        (self.directory / str(step)).rename(aside)
+        folder.rename(aside)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("damaged checkpoints set aside")
     self._manager.reload()
-    self._last_good = self.latest_step()
+    self._last_good = good
 
   def _failure(self, error: Exception) -> CheckpointError:
     step, self._saving, self._failed = self._saving, None, True

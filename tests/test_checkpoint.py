@@ -65,8 +65,12 @@ def assert_same(found, wanted):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=path)
 
 
-def largest_data_file(folder, item):
-  return max((folder / item).glob("**/d/*"), key=lambda path: path.stat().st_size)
+def data_files(folder, item, change):
+  """Changes all files with arrays of an item: tensorstore may have left single ones that nothing refers to."""
+  files = list((folder / item).glob("**/d/*"))
+  assert files
+  for path in files:
+    change(path)
 
 
 class TestRestore:
@@ -114,7 +118,7 @@ class TestRestore:
 
   def test_parameters_fall_back_too(self, saved, tmp_path, warnings):
     folder = shutil.copytree(saved, tmp_path / "checkpoints")
-    flip(largest_data_file(folder / "2", "parameters"))
+    data_files(folder / "2", "parameters", flip)
     assert_same(restore_parameters(folder, run.abstract(run.mesh_of(4)).params), run.state_at(1, run.mesh_of(8)).params)
     assert len(warnings) == 1 and f"{folder / '2'} is damaged" in warnings[0]
     shutil.rmtree(folder / "1")
@@ -148,9 +152,17 @@ def truncate(path):
 
 
 def flip(path):
+  """One bit in every 97 bytes."""
   data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 4
+  for place in range(0, len(data), 97):
+    data[place] ^= 4
   path.write_bytes(data)
+
+
+def replace_tree(folder, other):
+  """Whole and readable, but not what was saved: only the fingerprints can tell."""
+  shutil.rmtree(folder)
+  shutil.copytree(other, folder)
 
 
 def change_digit(path):
@@ -160,10 +172,12 @@ def change_digit(path):
 
 
 DAMAGE = {
-  "parameters truncated": lambda folder: truncate(largest_data_file(folder, "parameters")),
-  "parameters flipped": lambda folder: flip(largest_data_file(folder, "parameters")),
-  "parameters missing": lambda folder: largest_data_file(folder, "parameters").unlink(),
-  "training flipped": lambda folder: flip(largest_data_file(folder, "training")),
+  "parameters truncated": lambda folder: data_files(folder, "parameters", truncate),
+  "parameters flipped": lambda folder: data_files(folder, "parameters", flip),
+  "parameters missing": lambda folder: data_files(folder, "parameters", os.remove),
+  "training flipped": lambda folder: data_files(folder, "training", flip),
+  "parameters of another step": lambda folder: replace_tree(folder / "parameters", folder.parent / "1" / "parameters"),
+  "training of another step": lambda folder: replace_tree(folder / "training", folder.parent / "1" / "training"),
   "training folder missing": lambda folder: shutil.rmtree(folder / "training"),
   "training manifest empty": lambda folder: os.truncate(folder / "training" / "manifest.ocdbt", 0),
   "metadata missing": lambda folder: (folder / "training" / "_METADATA").unlink(),
@@ -190,14 +204,15 @@ class TestDamage:
     assert_same(restored.state, run.state_at(1, run.mesh_of(8)))
     assert len(warnings) == 1 and "\n" not in warnings[0]
     assert warnings[0].startswith(f"checkpoint {folder / '2'} is damaged: ")
+    assert warnings[0].endswith("; it is now damaged-2, using step 1")
     assert (folder / "damaged-2").is_dir()
     save(folder, 2)  # the run comes to this step again
     assert restore(folder).step == 2
 
   def test_all_damaged_is_an_error_and_leaves_them_alone(self, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "checkpoints")
-    truncate(largest_data_file(folder / "1", "training"))
-    flip(largest_data_file(folder / "2", "parameters"))
+    data_files(folder / "1", "training", truncate)
+    data_files(folder / "2", "parameters", flip)
     with pytest.raises(CheckpointError, match=r"no checkpoint can be read \(step 2: .*; step 1: .*\); remove"):
       restore(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
