@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from kernels.flash_attention import api as flash_attention
 from qwen3_jax.models.config import ModelConfig
@@ -36,5 +35,4 @@ class Attention(nnx.Module):
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
     attended = flash_attention.attention(query, key, value, segment_ids)
-    attended = checkpoint_name(attended, "attention_output")
     return jnp.einsum("btnh,nhd->btd", attended, self.output[...].astype(self.dtype))
