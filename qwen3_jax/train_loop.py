@@ -53,14 +53,14 @@ def run_stage(
   if jax.process_index() == 0:  # makes every checkpoint of the stage one that load_pretrained reads
     workdir.stage(stage.name).mkdir(parents=True, exist_ok=True)
     write_config(workdir.stage(stage.name), stage.model, np.dtype(stage.model.param_dtype), {})
-  with jax.set_mesh(mesh), PreemptionNotice() as notice:
-    checkpoints = Checkpointer(workdir.checkpoints(stage.name), keep=config.checkpoint.keep)
-    try:
-      state = _starting_state(stage, config, workdir, mesh, previous, checkpoints)
-      _Run(stage, config, workdir, mesh, checkpoints, tokens_before).train(state, notice)
-    finally:
-      stage.batches.close()
-      checkpoints.close()
+  checkpoints = Checkpointer(workdir.checkpoints(stage.name), keep=config.checkpoint.keep)
+  try:
+    run = _Run(stage, config, workdir, mesh, checkpoints, tokens_before)
+    with jax.set_mesh(mesh), PreemptionNotice() as notice:
+      run.train(_starting_state(stage, config, workdir, mesh, previous, checkpoints), notice)
+  finally:
+    stage.batches.close()
+    checkpoints.close()
 
 
 def _starting_state(

@@ -157,7 +157,9 @@ def one_device_step(config, **settings):
   options = stage_optimizer(**settings)
   step = make_train_step(config, next_token(), make_optimizer(options), clip_norm=options.clip_norm)
   mesh = make_mesh({}, jax.devices()[:1])
-  return jax.jit(step, donate_argnums=0), create_state(config, make_optimizer(options), mesh, seed=0)
+  state = create_state(config, make_optimizer(options), mesh, seed=0)
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)), state
 
 
 def test_clipping_bounds_the_gradient():

@@ -23,6 +23,7 @@ from qwen3_jax.data.catalogue import catalogue_documents, language_of
 from qwen3_jax.data.html_text import html_to_text
 from qwen3_jax.data.sources import Document, SourceError, decode
 
+DOMAINS = ("code", "documentation", "multilingual")
 _DOCUMENTATION = frozenset((".rst", ".md", ".txt", ".html"))
 _ENDINGS = (".py", ".mo", "METADATA", *_DOCUMENTATION)
 _SKIPPED_FOLDERS = frozenset(("__pycache__", "site-packages", "dist-packages"))
@@ -46,13 +47,15 @@ class _File:
 class PythonText:
   """A unit is a file. In any leading part of the units, the domains that are not used up have equal parts of the bytes.
 
-  `location` is "" for this installation, or folders separated by commas. Files of equal content count once; tables,
-  bundles and generated files are left out. The order depends on names and contents alone.
+  `location` is "" for this installation, one of DOMAINS for a part of it, or folders separated by commas. Files of equal
+  content count once; tables, bundles and generated files are left out. The order depends on names and contents alone.
   """
 
   def __init__(self, location: str = ""):
     paths = sysconfig.get_paths()
-    names = location.split(",") if location else [paths["stdlib"], paths["purelib"], paths["platlib"]]
+    domains = (location,) if location in DOMAINS else DOMAINS
+    here = [paths["stdlib"], paths["purelib"], paths["platlib"]]
+    names = location.split(",") if location and location not in DOMAINS else here
     roots = list(dict.fromkeys(Path(name.strip()) for name in names))
     for root in roots:
       if not root.is_dir():
@@ -63,7 +66,7 @@ class PythonText:
       for name in sorted(_walk(root)):
         path = root / name
         domain = _domain(path)
-        if not domain or (domain == "documentation" and not _TESTS.isdisjoint(name.split(os.sep))):
+        if domain not in domains or (domain == "documentation" and not _TESTS.isdisjoint(name.split(os.sep))):
           continue
         content = path.read_bytes()
         digest = hashlib.sha256(content).digest()

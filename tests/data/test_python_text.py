@@ -123,3 +123,11 @@ def test_this_installation_is_large_enough():
 def test_a_folder_that_is_not_there():
   with pytest.raises(SourceError, match="python:/nowhere: /nowhere is not a folder"):
     open_source("python:/nowhere")
+
+
+def test_one_domain_of_the_installation():
+  everything, translations = open_source("python:"), open_source("python:multilingual")
+  assert {unit.domain for unit in translations.units} == {"multilingual"}
+  assert {unit.name for unit in translations.units} == {
+    unit.name for unit in everything.units if unit.domain == "multilingual"
+  }
