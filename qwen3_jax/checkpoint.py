@@ -1,20 +1,22 @@
 """Checkpoints of a stage: orbax writes them in the background and atomically; each is verified when it is read.
 
 A step's folder holds the items `parameters` (what `load_pretrained` reads), `training` (optimizer state, counters,
-rng), `data` (the iterator's state) and `record` (shapes, fingerprints, metrics, a checksum of these and of `data`).
+rng), `data` (the iterator's state) and `record` (shapes, fingerprints, metrics, checksums of these and of `data`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -27,6 +29,12 @@ from qwen3_jax.train_state import TrainState
 from qwen3_jax.workdir import json_safe
 
 PARAMETERS, TRAINING, DATA, RECORD = "parameters", "training", "data", "record"
+# Failures to read that say nothing about the files: as the system, and as tensorstore and XLA name them.
+_NOT_DAMAGE = (MemoryError, PermissionError, TimeoutError, ConnectionError)
+_NOT_DAMAGE_NUMBERS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+_NOT_DAMAGE_STATUS = re.compile(r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED)\b")
+
+_T = TypeVar("_T")
 
 
 class CheckpointError(RuntimeError):
@@ -59,6 +67,8 @@ class Checkpointer:
       preservation_policy=ocp.checkpoint_managers.LatestN(keep),
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
+      # Created in the background, a folder that fails to be would keep the process from exiting for minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     handlers = {
       PARAMETERS: _tree_handler(),
@@ -97,9 +107,10 @@ class Checkpointer:
     """
     self.wait()
     record = {"shapes": _shapes(state), "fingerprints": fingerprints(state), "metrics": json_safe(metrics or {})}
-    record["checksum"] = _checksum(record, data_state)
+    record[DATA] = _checksum(data_state)
+    record["checksum"] = _checksum(record)
     if jax.default_backend() == "cpu":  # orbax writes from these very buffers, which the next step donates
-      state = jax.tree.map(jnp.copy, state)
+      state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, state), may_alias=False)
     parameters, training = _items(state)
     items = {
       PARAMETERS: ocp.args.PyTreeSave(parameters),
@@ -139,7 +150,8 @@ class Checkpointer:
     will come to those steps again.
 
     Raises:
-      CheckpointError: checkpoints exist but none can be read, or they hold another model than `abstract`.
+      CheckpointError: checkpoints exist but none can be read, or they hold another model than `abstract`, or reading
+        failed in a way that may pass (memory, permission); nothing is renamed then.
     """
     steps = self.all_steps()
     damaged: dict[int, str] = {}
@@ -160,32 +172,27 @@ class Checkpointer:
     return None
 
   def _restore(self, step: int, abstract: TrainState) -> Restored:
-    folder = self.directory / str(step)
-    read = self._read(step, {RECORD: ocp.args.JsonRestore(), DATA: ocp.args.JsonRestore()})
-    record, data_state = read[RECORD], read[DATA]
-    if not isinstance(record, dict) or record.pop("checksum", None) != _checksum(record, data_state):
-      raise _Damaged(f"{RECORD} or {DATA} differs from what was saved")
-    shapes = _shapes(abstract)
+    folder, shapes = self.directory / str(step), _shapes(abstract)
+
+    def read_json() -> tuple[dict[str, Any], Any]:
+      args = ocp.args.Composite(**{RECORD: ocp.args.JsonRestore(), DATA: ocp.args.JsonRestore()})
+      read = self._manager.restore(step, args=args)
+      record = _checked(read[RECORD])
+      if record[DATA] != _checksum(read[DATA]):
+        raise _Damaged(f"{DATA} differs from what was saved")
+      return record, read[DATA]
+
+    def read_arrays() -> TrainState:
+      parameters, training = _items(abstract)
+      items = {PARAMETERS: _tree_restore(parameters), TRAINING: _tree_restore(training)}
+      read = self._manager.restore(step, args=ocp.args.Composite(**items))
+      return dataclasses.replace(read[TRAINING], params=read[PARAMETERS])
+
+    record, data_state = _agreed(folder, read_json)
     _check_shapes(record["shapes"], shapes, folder)
-    parameters, training = _items(abstract)
-    items = self._read(step, {PARAMETERS: _tree_restore(parameters), TRAINING: _tree_restore(training)})
-    state = dataclasses.replace(items[TRAINING], params=items[PARAMETERS])
+    state = _agreed(folder, read_arrays)
     _check_fingerprints(list(shapes), fingerprints(state), record["fingerprints"])
     return Restored(step, state, data_state, record["metrics"])
-
-  def _read(self, step: int, items: dict[str, Any]) -> Any:
-    problem, result = "", None
-    try:
-      result = self._manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:
-      problem = _first_line(error)
-    if jax.process_count() > 1:  # a file that one process cannot read is damage for all
-      fine = multihost_utils.process_allgather(np.array(not problem))
-      if not problem and not fine.all():
-        problem = f"process {int(np.argmin(fine))} could not read it"
-    if problem:
-      raise _Damaged(problem)
-    return result
 
   def _set_aside(self, damaged: dict[int, str], good: int) -> None:
     for step, reason in damaged.items():
@@ -201,14 +208,12 @@ class Checkpointer:
 
   def _failure(self, error: Exception) -> CheckpointError:
     step, self._saving, self._failed = self._saving, None, True
-    free = shutil.disk_usage(self.directory).free / 2**20
+    free = f"{shutil.disk_usage(self.directory).free / 2**20:.0f} MiB were free" if self.directory.exists() else "gone"
     kept = "none was saved before it" if self._last_good is None else f"the last good one is step {self._last_good}"
     if jax.process_index() == 0:
       for partial in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
         shutil.rmtree(partial, ignore_errors=True)
-    return CheckpointError(
-      f"{self.directory}: checkpoint {step} was not saved, {kept} ({free:.0f} MiB were free): {_first_line(error)}"
-    )
+    return CheckpointError(f"{self.directory}: checkpoint {step} was not saved, {kept} ({free}): {_first_line(error)}")
 
 
 def restore_parameters(directory: str | Path, abstract: Parameters) -> Parameters:
@@ -229,20 +234,45 @@ def restore_parameters(directory: str | Path, abstract: Parameters) -> Parameter
 
 
 def _read_parameters(folder: Path, abstract: Parameters) -> Parameters:
-  try:
-    record = ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
-    prints = dict(zip(record["shapes"], record["fingerprints"], strict=True))
-    saved = {name: shape for name, shape in record["shapes"].items() if name.startswith("params/")}
-  except Exception as error:
-    raise _Damaged(_first_line(error)) from error
   wanted = _shapes(abstract, "params/")
+  json_handler, tree_handler = ocp.JsonCheckpointHandler(), _tree_handler()
+  record = _agreed(folder, lambda: _checked(json_handler.restore(folder / RECORD, args=ocp.args.JsonRestore())))
+  prints = dict(zip(record["shapes"], record["fingerprints"], strict=True))
+  saved = {name: shape for name, shape in record["shapes"].items() if name.startswith("params/")}
   _check_shapes(saved, wanted, folder)
-  try:
-    parameters = _tree_handler().restore(folder / PARAMETERS, args=_tree_restore(abstract))
-  except Exception as error:
-    raise _Damaged(_first_line(error)) from error
+  parameters = _agreed(folder, lambda: tree_handler.restore(folder / PARAMETERS, args=_tree_restore(abstract)))
   _check_fingerprints(list(wanted), fingerprints(parameters), [prints[name] for name in wanted])
   return parameters
+
+
+def _agreed(folder: Path, read: Callable[[], _T]) -> _T:
+  """What `read` returns; when it fails on one process, all raise: _Damaged, or CheckpointError if that may pass."""
+  fine, damaged, may_pass = range(3)
+  verdict, reason = fine, ""
+  try:
+    result = read()
+  except _Damaged as damage:
+    verdict, reason = damaged, str(damage)
+  except Exception as error:
+    verdict, reason = may_pass if _may_pass(error) else damaged, _first_line(error)
+  if jax.process_count() > 1:
+    verdicts = multihost_utils.process_allgather(np.array(verdict))
+    if verdicts.max() > verdict:
+      verdict, reason = int(verdicts.max()), f"process {int(np.argmax(verdicts))} could not read it"
+  if verdict == may_pass:
+    raise CheckpointError(f"{folder} could not be read, which does not mean that it is damaged: {reason}")
+  if verdict == damaged:
+    raise _Damaged(reason)
+  return result
+
+
+def _may_pass(error: BaseException) -> bool:
+  """Whether another attempt may read the same files."""
+  if isinstance(error, _NOT_DAMAGE) or (isinstance(error, OSError) and error.errno in _NOT_DAMAGE_NUMBERS):
+    return True
+  if _NOT_DAMAGE_STATUS.search(str(error)):
+    return True
+  return error.__cause__ is not None and _may_pass(error.__cause__)
 
 
 def _tree_handler() -> ocp.PyTreeCheckpointHandler:
@@ -265,8 +295,15 @@ def _shapes(tree: Any, prefix: str = "") -> dict[str, list]:
   }
 
 
-def _checksum(record: dict[str, Any], data_state: Any) -> str:
-  return hashlib.sha256(json.dumps([record, data_state], sort_keys=True).encode()).hexdigest()
+def _checksum(value: Any) -> str:
+  as_read = json.loads(json.dumps(value))  # keys are strings then, which matters to their order
+  return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(record: Any) -> dict[str, Any]:
+  if not isinstance(record, dict) or record.pop("checksum", None) != _checksum(record):
+    raise _Damaged(f"{RECORD} differs from what was saved")
+  return record
 
 
 def _check_shapes(saved: dict[str, list], wanted: dict[str, list], folder: Path) -> None:
@@ -288,7 +325,9 @@ def _check_fingerprints(names: list[str], found: list[int], saved: list[int]) ->
 
 
 def _first_line(error: BaseException) -> str:
-  """The error in one line; of a long one the ends, since tensorstore names the file first and the cause last."""
+  """What went wrong first, in one line; of a long one the ends: tensorstore names file first and cause last."""
+  while error.__cause__ is not None:
+    error = error.__cause__
   text = next(iter(str(error).strip().splitlines()), "").split(" [tensorstore_spec=")[0]
   if len(text) > 400:
     text = f"{text[:150]} ... {text[-250:]}"

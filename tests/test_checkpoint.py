@@ -247,7 +247,7 @@ def test_killed_at_random_moments(tmp_path):
   print("seed", seed)
   delays, reached = random.Random(seed), 0
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-  for _ in range(3):
+  for _ in range(5):
     command = [sys.executable, str(TESTS / "checkpoint_run.py"), str(tmp_path), str(rows)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     for _ in range(3):
