@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ _PREPARED = "prepared:"
 def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[str, Path]]:
   """The tokenizer, and the prepared folder of every corpus that a stage of the pipeline reads.
 
-  A raw corpus is tokenised once into `config.data.cache`, or `workdir`/data; without `config.tokenizer.path`, a tokenizer
-  is trained on the raw corpora and kept in `workdir`/tokenizer. Process 0 does the work, the others wait for it.
+  A raw corpus is tokenised once into `config.data.cache`, or `workdir`/data. Without `config.tokenizer.path`, a
+  tokenizer is trained on the raw corpora and kept in `workdir`/tokenizer. Process 0 does the work, the others wait.
 
   Raises DataError when a corpus or the tokenizer cannot be used with the model.
   """
@@ -39,30 +40,39 @@ def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[
 
 def _tokenizer(config: ConfigDict, corpora: list[str], trained: Path) -> Tokenizer:
   if config.tokenizer.path:
-    return Tokenizer.from_pretrained(config.tokenizer.path)
+    try:
+      return Tokenizer.from_pretrained(config.tokenizer.path)
+    except (FileNotFoundError, ValueError) as error:
+      raise DataError(f"tokenizer.path={config.tokenizer.path!r}: {error}") from error
   if not trained.exists() and jax.process_index() == 0:
     print(f"Training a tokenizer of {config.tokenizer.train_vocab_size} pieces in {trained}", flush=True)
     size = int(config.tokenizer.train_megabytes * 1e6)
     with atomic_folder(trained) as folder:
       model, texts = folder / "tokenizer.model", _sample(config, corpora, size)
-      train_sentencepiece(texts, model, config.tokenizer.train_vocab_size, max_bytes=size)
+      try:
+        train_sentencepiece(texts, model, config.tokenizer.train_vocab_size, max_bytes=size)
+      except DataError:
+        raise
+      except ValueError as error:
+        raise DataError(f"tokenizer.train_vocab_size={config.tokenizer.train_vocab_size}: {error}") from error
   _wait_for(trained)
   return Tokenizer.from_pretrained(trained)
 
 
 def _sample(config: ConfigDict, corpora: list[str], size: int) -> Iterator[str]:
   """About `size` bytes of text, in equal parts of the raw corpora."""
-  sources = [config.data.corpora[name] for name in corpora]
-  raw = {settings.source: settings for settings in sources if not settings.source.startswith(_PREPARED)}
+  raw = {config.data.corpora[name].source: name for name in corpora}
+  raw = {spec: name for spec, name in raw.items() if not spec.startswith(_PREPARED)}
   if not raw:
     raise DataError("tokenizer.path='': there is no raw corpus to train a tokenizer on; name the corpora's tokenizer")
-  for spec, settings in raw.items():
+  for spec, name in raw.items():
     left = size // len(raw)
-    for document in documents(open_source(spec, text_field=settings.text_field)):
-      if left <= 0:
-        break
-      left -= len(document.text.encode(errors="replace"))
-      yield document.text
+    with _naming(config, name):
+      for document in documents(open_source(spec, text_field=config.data.corpora[name].text_field)):
+        if left <= 0:
+          break
+        left -= len(document.text.encode(errors="replace"))
+        yield document.text
 
 
 def _prepared(config: ConfigDict, name: str, cache: Path, tokenizer: Tokenizer) -> Path:
@@ -70,12 +80,10 @@ def _prepared(config: ConfigDict, name: str, cache: Path, tokenizer: Tokenizer) 
   if settings.source.startswith(_PREPARED):
     folder = Path(settings.source.removeprefix(_PREPARED))
     if not is_prepared(folder):
-      raise DataError(f"data.corpora.{name}.source={settings.source!r}: {folder} has no manifest.json; see prepare_data")
-    made_with = read_manifest(folder)["tokenizer"]
-    if made_with != tokenizer.fingerprint:
-      raise DataError(
-        f"data.corpora.{name}: {folder} was prepared with tokenizer {made_with}, the config's is {tokenizer.fingerprint}"
-      )
+      raise DataError(f"data.corpora.{name}: {folder} is no prepared corpus (no manifest.json); see prepare_data")
+    made_with, ours = read_manifest(folder)["tokenizer"], tokenizer.fingerprint
+    if made_with != ours:
+      raise DataError(f"data.corpora.{name}: {folder} was prepared with tokenizer {made_with}, the config's is {ours}")
     return folder
   options = {
     "text_field": settings.text_field,
@@ -87,9 +95,19 @@ def _prepared(config: ConfigDict, name: str, cache: Path, tokenizer: Tokenizer) 
   kind = settings.source.partition(":")[0]
   folder = cache / f"{kind}-{fingerprint(settings.source, tokenizer, **options)}"  # corpora alike in all of it share it
   if jax.process_index() == 0:
-    prepare(settings.source, folder, tokenizer, workers=config.data.prepare_workers, **options)
+    with _naming(config, name):
+      prepare(settings.source, folder, tokenizer, workers=config.data.prepare_workers, **options)
   _wait_for(folder / "manifest.json")
   return folder
+
+
+@contextlib.contextmanager
+def _naming(config: ConfigDict, corpus: str) -> Iterator[None]:
+  """Errors of a source say which key of the config names it."""
+  try:
+    yield
+  except (DataError, ImportError) as error:
+    raise DataError(f"data.corpora.{corpus}.source={config.data.corpora[corpus].source!r}: {error}") from error
 
 
 def _wait_for(path: Path) -> None:
