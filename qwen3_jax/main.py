@@ -1,12 +1,13 @@
 """Runs an experiment: python -m qwen3_jax.main --config=experiments/miniature.py --workdir=workdir/miniature
 
-Stages run in the order of config.pipeline. The same command continues a run that was stopped: finished stages are skipped,
-the one under way resumes from its newest checkpoint.
+Stages run in the order of config.pipeline. The same command continues a run that was stopped: finished stages are
+skipped, the one under way resumes from its newest checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -24,12 +25,21 @@ if TYPE_CHECKING:
 
 define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the report go.", required=True)
+# What a user mends without reading a traceback: full disks, and places that cannot be written or read.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
   config = config_from_flags()
+  logging.set_verbosity(logging.WARNING)
+
+  from qwen3_jax.workdir import Workdir, WorkdirError
+
+  workdir = Workdir(_WORKDIR.value)
+  if _is_finished(config, workdir):  # found out without devices, which take long to start and may be elsewhere by now
+    return
 
   import jax
 
@@ -37,23 +47,53 @@ def main(argv: Sequence[str]) -> None:
   from qwen3_jax.checkpoint import CheckpointError
   from qwen3_jax.data.records import DataError
   from qwen3_jax.preemption import Preempted
+  from qwen3_jax.safetensors_io import WeightsError
   from qwen3_jax.train_loop import NonFiniteError
-  from qwen3_jax.workdir import Workdir, WorkdirError
 
-  logging.set_verbosity(logging.WARNING)
   keep_freed_memory()
   jax.config.update("jax_num_cpu_devices", config.cpu_devices)
   if os.environ.get("JAX_COMPILATION_CACHE_DIR") is None:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/qwen3_jax/xla"))
   try:
     validate(config, jax.device_count(), jax.process_count())
-    workdir = Workdir(_WORKDIR.value)
     with workdir if jax.process_index() == 0 else contextlib.nullcontext():
       run_pipeline(config, workdir)
   except Preempted as notice:
     print(f"{notice}. The same command continues.")
-  except (ConfigError, CheckpointError, DataError, NonFiniteError, WorkdirError) as error:
+  except (ConfigError, CheckpointError, DataError, NonFiniteError, WeightsError, WorkdirError) as error:
     sys.exit(f"error: {error}")
+  except OSError as error:
+    if error.errno not in _DISK_ERRORS:
+      raise
+    where = error.filename or workdir
+    sys.exit(
+      f"error: {where}: {error.strerror}. The same command continues from {_newest_checkpoint(config, workdir)}."
+    )
+
+
+def _newest_checkpoint(config: ConfigDict, workdir: Workdir) -> str:
+  for name in reversed(config.pipeline):
+    steps = [int(folder.name) for folder in workdir.checkpoints(name).glob("*") if folder.name.isdigit()]
+    if steps:
+      return f"step {max(steps)} of stage {name!r}"
+  return "the start, as nothing was saved"
+
+
+def _is_finished(config: ConfigDict, workdir: Workdir) -> bool:
+  """Whether nothing is left to do; says so, and writes the report if the run was killed before it could."""
+  from qwen3_jax.report import write_report
+  from qwen3_jax.workdir import read_json
+
+  names = _stages(config)
+  if not all(workdir.is_done(name) for name in names):
+    return False
+  if workdir.config.exists():
+    _warn_of_differences(ConfigDict(read_json(workdir.config)), config, workdir)
+  ended = max((workdir.stage(name) / "DONE").stat().st_mtime_ns for name in names)
+  if not workdir.report.exists() or workdir.report.stat().st_mtime_ns < ended:
+    write_report(workdir)
+  _say_done(config, workdir)
+  return True
 
 
 def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
@@ -61,6 +101,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
   import jax
 
   from qwen3_jax.data.corpora import prepare_corpora
+  from qwen3_jax.preemption import Preempted, PreemptionNotice
   from qwen3_jax.report import write_report
   from qwen3_jax.sharding import make_mesh
   from qwen3_jax.stages import pretrain
@@ -70,37 +111,49 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
   first = jax.process_index() == 0
   if first:
     if workdir.config.exists():
-      for line in _differences(ConfigDict(read_json(workdir.config)), config):
-        logging.warning("%s: %s", workdir.config, line)
+      _warn_of_differences(ConfigDict(read_json(workdir.config)), config, workdir)
     write_json(workdir.config, config.to_dict())
 
-  names = [config.stage] if config.stage else list(config.pipeline)
-  left = [name for name in names if not workdir.is_done(name)]
-  if left:
-    if first:
-      write_json(workdir.environment, environment())
-    mesh = make_mesh(config.mesh.to_dict())
-    tokenizer, corpora = prepare_corpora(config, workdir.path)
-  for name in left:
-    before = config.pipeline[: config.pipeline.index(name)]
-    done = [stage for stage in before if workdir.is_done(stage)]
-    if len(done) < len(before):
-      logging.warning("stage %r runs without %s before it", name, ", ".join(sorted({*before} - {*done})))
-    stage = pretrain.make_stage(config, name, corpora, tokenizer)
-    tokens_before = sum(config.stages[stage].tokens for stage in done)
-    run_stage(stage, config, workdir, mesh, done[-1] if done else None, tokens_before)
-    if first:
-      workdir.mark_done(name, stage.steps)
-      write_report(workdir)
+    write_json(workdir.environment, environment())
+  mesh = make_mesh(config.mesh.to_dict())
+  tokenizer, corpora = prepare_corpora(config, workdir.path)
+  done = [name for name in config.pipeline if workdir.is_done(name)]
+  left = [name for name in _stages(config) if name not in done]
+  with PreemptionNotice() as notice:
+    for name in left:
+      before = config.pipeline[: config.pipeline.index(name)]
+      missing = [stage for stage in before if stage not in done]
+      if missing:
+        logging.warning("stage %r runs without %s before it", name, ", ".join(missing))
+      ran = [stage for stage in before if stage in done]
+      stage = pretrain.make_stage(config, name, corpora, tokenizer)
+      tokens_before = sum(pretrain.trained_tokens(config.stages[stage]) for stage in ran)
+      run_stage(stage, config, workdir, mesh, ran[-1] if ran else None, tokens_before, notice)
+      done.append(name)
+      if first:
+        workdir.mark_done(name, stage.steps)
+        write_report(workdir)
+      if notice.requested() and name != left[-1]:
+        raise Preempted(f"stopped at the end of stage {name!r}")
   if first:
-    print(f"{config.name}: done with {', '.join(names)}. Report: {workdir.path / 'report.html'}")
+    _say_done(config, workdir)
 
 
-def _differences(before: ConfigDict, now: ConfigDict) -> list[str]:
+def _stages(config: ConfigDict) -> list[str]:
+  return [config.stage] if config.stage else list(config.pipeline)
+
+
+def _say_done(config: ConfigDict, workdir: Workdir) -> None:
+  print(f"{config.name}: done with {', '.join(_stages(config))}. Report: {workdir.report}")
+
+
+def _warn_of_differences(before: ConfigDict, now: ConfigDict, workdir: Workdir) -> None:
   """One line for each key that is not what it was when the work directory was last used."""
   old, new = ({key: json.dumps(value) for key, value in flatten(config).items()} for config in (before, now))
-  changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-  return [f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}" for key in changed]
+  for key in sorted(old.keys() | new.keys()):
+    was, now_is = old.get(key, "absent"), new.get(key, "absent")
+    if was != now_is:
+      logging.warning("%s: %s was %s, is now %s", workdir.config, key, was, now_is)
 
 
 if __name__ == "__main__":

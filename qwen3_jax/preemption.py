@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag that the train loop reads between steps."""
+"""SIGTERM and SIGINT as a flag that is read between steps and between stages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ class Preempted(Exception):
 
 
 class PreemptionNotice:
-  """Within the context, the first SIGTERM or SIGINT asks for a stop; a second one acts as usual."""
+  """Within the context, the first SIGTERM or SIGINT asks for a stop; a second one acts as usual.
+
+  With several processes it is JAX's coordination service that watches for SIGTERM.
+  """
 
   def __init__(self) -> None:
     self._received = False
+    self._asked = 0
     self._previous: dict[int, object] = {}
 
   def __enter__(self) -> PreemptionNotice:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
       self._previous[number] = signal.signal(number, self._receive)
     return self
 
@@ -37,8 +41,9 @@ class PreemptionNotice:
       signal.signal(number, handler)  # type: ignore[arg-type]
     self._previous.clear()
 
-  def requested(self, step: int) -> bool:
-    """Whether to stop after `step`. With several processes, all agree on the step."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
+  def requested(self) -> bool:
+    """Whether to stop here. Several processes all ask at the same places, and get the same answers."""
+    self._asked += 1
+    if jax.process_count() > 1 and not self._received:
+      self._received = multihost_utils.reached_preemption_sync_point(self._asked)
     return self._received

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
-from qwen3_jax.checkpoint import Checkpointer
+from qwen3_jax.checkpoint import Checkpointer, CheckpointError
 from qwen3_jax.huggingface import write_config
 from qwen3_jax.metrics import MetricWriter, device_peak_flops
 from qwen3_jax.models.flops import training_flops_per_token
@@ -34,7 +34,13 @@ class NonFiniteError(RuntimeError):
 
 
 def run_stage(
-  stage: Stage, config: ConfigDict, workdir: Workdir, mesh: Mesh, previous: str | None, tokens_before: int
+  stage: Stage,
+  config: ConfigDict,
+  workdir: Workdir,
+  mesh: Mesh,
+  previous: str | None,
+  tokens_before: int,
+  notice: PreemptionNotice,
 ) -> None:
   """Runs `stage` to its end, from its newest checkpoint if it has one.
 
@@ -45,6 +51,7 @@ def run_stage(
     mesh: the devices.
     previous: the stage to start from when this one has no checkpoint yet; None initialises.
     tokens_before: tokens seen in the stages before.
+    notice: asked after every step whether to stop.
 
   Raises:
     Preempted: after SIGTERM, with the state saved.
@@ -56,7 +63,7 @@ def run_stage(
   checkpoints = Checkpointer(workdir.checkpoints(stage.name), keep=config.checkpoint.keep)
   try:
     run = _Run(stage, config, workdir, mesh, checkpoints, tokens_before)
-    with jax.set_mesh(mesh), PreemptionNotice() as notice:
+    with jax.set_mesh(mesh):
       run.train(_starting_state(stage, config, workdir, mesh, previous, checkpoints), notice)
   finally:
     stage.batches.close()
@@ -80,7 +87,7 @@ def _starting_state(
   finally:
     with_previous.close()
   if restored is None:
-    raise FileNotFoundError(f"stage {stage.name!r} starts from {previous!r}, which has no checkpoint in {workdir}")
+    raise CheckpointError(f"stage {stage.name!r} starts from {previous!r}, which has no checkpoint in {workdir}")
   return next_stage_state(restored.state, config.seed)
 
 
@@ -130,7 +137,7 @@ class _Run:
         while len(in_flight) > STEPS_IN_FLIGHT:
           self._finish(in_flight.popleft())
 
-        last, stop = step == stage.steps, notice.requested(step)
+        last, stop = step == stage.steps, notice.requested()
         evaluate = last or step % stage.evaluate_every == 0
         save = last or stop or step % self.config.checkpoint.every == 0
         if evaluate or save:  # rare; what was dispatched is logged before what follows it

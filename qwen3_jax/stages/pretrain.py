@@ -49,7 +49,7 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
   settings = config.stages[name]
   model = make_model_config(config, rope_theta=settings.rope_theta)
   B, T = settings.batch_size, settings.sequence_length
-  steps = settings.tokens // (B * T)
+  steps = trained_tokens(settings) // (B * T)
   processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   iterator = train_batches(
     open_mixture(settings.mixture, corpora),
@@ -78,12 +78,17 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
     clip_norm=settings.optimizer.clip_norm,
     max_skipped_steps=settings.max_skipped_steps,
     batches=PackedBatches(iterator),
-    keeps_optimizer=True,
     evaluate_every=settings.evaluate_every,
     validation=validation,
     sample=_sampler(model, tokenizer, tuple(settings.sample_prompts), settings.sample_tokens),
     facts={f"unigram_entropy/{domain}": unigram_entropy(batches) for domain, batches in validation.items()},
   )
+
+
+def trained_tokens(settings: ConfigDict) -> int:
+  """What a stage trains on: its token budget in whole steps."""
+  per_step = settings.batch_size * settings.sequence_length
+  return settings.tokens // per_step * per_step
 
 
 def unigram_entropy(batches: list[Batch]) -> float:

@@ -50,7 +50,6 @@ class Stage:
   clip_norm: float
   max_skipped_steps: int
   batches: BatchSource
-  keeps_optimizer: bool  # carry the optimizer state over from the stage before, or start it anew
   evaluate_every: int
   validation: dict[str, list[Batch]]  # domain -> this process's rows of fixed batches
   sample: Callable[[Parameters], list[Sample]]
