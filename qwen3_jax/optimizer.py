@@ -14,7 +14,8 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
   """Learning rate over one stage of `steps` steps; `config` is the stage's optimizer section.
 
   wsd: linear warm-up, constant at peak_lr, then linear to final_lr over the last decay_fraction of the stage; S2's
-  accelerated decay is decay_fraction=1. cosine: warm-up, then half a cosine to final_lr. constant: warm-up, then peak_lr.
+  accelerated decay is decay_fraction=1. cosine: warm-up, then half a cosine to final_lr. constant: warm-up, then
+  peak_lr.
   """
   warmup = min(config.warmup_steps, steps)
   up = optax.linear_schedule(0.0, config.peak_lr, max(warmup, 1))

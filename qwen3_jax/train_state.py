@@ -38,14 +38,12 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
   """The state as ShapeDtypeStructs with their shardings; allocates nothing."""
   shapes = jax.eval_shape(lambda params: initial_state(params, optimizer, 0), abstract_parameters(config))
   of_parameters, whole = parameter_shardings(config, mesh), replicated(mesh)
-  shardings = TrainState(
-    step=whole,
+  shardings = dataclasses.replace(
+    jax.tree.map(lambda _: whole, shapes),
     params=of_parameters,
     optimizer=optax.tree.map_params(
       optimizer, lambda _, sharding: sharding, shapes.optimizer, of_parameters, transform_non_params=lambda _: whole
     ),
-    rng=whole,
-    skipped=whole,
   )
   return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
 
@@ -56,17 +54,7 @@ def create_state(config: ModelConfig, optimizer: optax.GradientTransformation, m
   return jax.jit(lambda: initial_state(initialize(config, seed), optimizer, seed), out_shardings=shardings)()
 
 
-def next_stage_state(state: TrainState, seed: int, optimizer: optax.GradientTransformation | None = None) -> TrainState:
-  """The state that the next stage starts from: step 0, parameters carried over, and the optimizer state too unless a new
-  `optimizer` is given."""
-  like = state.step.sharding
-  start = lambda: TrainState(
-    step=_zero(),
-    params={},
-    optimizer={},
-    rng=jax.random.PRNGKey(seed),
-    skipped=_zero(),
-  )
-  fresh = jax.jit(start, out_shardings=like)()
-  optimizer_state = state.optimizer if optimizer is None else optimizer.init(state.params)
-  return dataclasses.replace(fresh, params=state.params, optimizer=optimizer_state)
+def next_stage_state(state: TrainState, seed: int) -> TrainState:
+  """The state that the next pre-training stage starts from: step 0, parameters and optimizer state carried over."""
+  place = lambda x: jax.device_put(x, state.step.sharding)
+  return dataclasses.replace(state, step=place(_zero()), skipped=place(_zero()), rng=place(jax.random.PRNGKey(seed)))

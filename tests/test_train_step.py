@@ -44,9 +44,7 @@ def gradient_of_step(config, mesh_shape, micro_batches):
   """(gradients, metrics) of the real train step; momentum without decay keeps the gradient in the optimizer's state."""
   mesh = make_mesh(mesh_shape, jax.devices()[: int(np.prod(list(mesh_shape.values())))])
   optimizer = optax.trace(decay=0.0)
-  step = make_train_step(
-    config, next_token(1e-3), optimizer, clip_norm=0.0, micro_batches=micro_batches
-  )
+  step = make_train_step(config, next_token(1e-3), optimizer, clip_norm=0.0, micro_batches=micro_batches)
   with jax.set_mesh(mesh):
     state = create_state(config, optimizer, mesh, seed=1)
     new, metrics = jax.jit(step)(state, jax.device_put(make_batch(), batch_sharding(mesh)), 0.0)

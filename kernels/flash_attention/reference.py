@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
-  """Causal attention within segments. query [B, T, N, H], key/value [B, T, K, H], segment_ids [B, T] -> [B, T, N, H]."""
+  """Causal, within segments. query [B, T, N, H], key/value [B, T, K, H], segment_ids [B, T] -> [B, T, N, H]."""
   B, T, N, H = query.shape
   K = key.shape[2]
   grouped = query.reshape(B, T, K, N // K, H)

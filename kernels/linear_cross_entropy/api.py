@@ -25,7 +25,6 @@ def linear_cross_entropy(
   """
   B, T, D = hidden.shape
   if head.ndim != 2 or head.shape[0] != D or targets.shape != (B, T) or weights.shape != (B, T):
-    raise ValueError(
-      f"linear_cross_entropy: hidden {hidden.shape}, head {head.shape}, targets {targets.shape}, weights {weights.shape}"
-    )
+    shapes = f"hidden {hidden.shape}, head {head.shape}, targets {targets.shape}, weights {weights.shape}"
+    raise ValueError(f"linear_cross_entropy: {shapes} do not fit")
   return xla.linear_cross_entropy(hidden, head, targets, weights, z_loss)

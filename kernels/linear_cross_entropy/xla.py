@@ -1,7 +1,7 @@
 """Cross-entropy for any XLA backend, a chunk of positions at a time.
 
-The loss is a sum, so its cotangent is one scalar: the forward pass already makes the gradients of hidden and head, scaled
-by 1, and the backward pass multiplies them by that scalar. Logits are made once: three matmuls, no recomputation.
+The loss is a sum, so its cotangent is one scalar: the forward pass already makes the gradients of hidden and head, and
+the backward pass multiplies them by that scalar. Logits are made once: three matmuls, no recomputation.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def _split(x, n: int):
 
 
 def _forward(hidden, head, targets, weights, z_loss):
-  n = _chunks(*targets.shape, head.shape[1])
+  B, T = targets.shape
+  n = _chunks(B, T, head.shape[1])
 
   def chunk(sums, xs):
     loss, correct, *_ = _chunk_loss(xs[0], head, xs[1], xs[2], z_loss)
@@ -87,9 +88,7 @@ def linear_cross_entropy(hidden, head, targets, weights, z_loss):
 
 
 def _backward(z_loss, gradients, cotangents):
-  hidden_gradient, head_gradient = gradients
-  scale = cotangents[0]
-  return (hidden_gradient * scale).astype(hidden_gradient.dtype), (head_gradient * scale).astype(head_gradient.dtype), None, None
+  return (*((gradient * cotangents[0]).astype(gradient.dtype) for gradient in gradients), None, None)
 
 
 linear_cross_entropy.defvjp(_forward_with_gradients, _backward)

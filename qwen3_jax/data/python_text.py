@@ -45,10 +45,10 @@ class _File:
 
 
 class PythonText:
-  """A unit is a file. In any leading part of the units, the domains that are not used up have equal parts of the bytes.
+  """A unit is a file. In any leading part of the units, domains that are not used up have equal parts of the bytes.
 
-  `location` is "" for this installation, one of DOMAINS for a part of it, or folders separated by commas. Files of equal
-  content count once; tables, bundles and generated files are left out. The order depends on names and contents alone.
+  `location` is "" for this installation, one of DOMAINS for a part of it, or folders separated by commas. Files of
+  equal content count once; tables, bundles and generated files are left out. Only names and contents set the order.
   """
 
   def __init__(self, location: str = ""):

@@ -49,7 +49,8 @@ class ModelConfig:
 
   def __post_init__(self):
     problems = []
-    for field in ("vocab_size", "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim"):
+    sizes = ("vocab_size", "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
+    for field in sizes:
       if getattr(self, field) < 1:
         problems.append(f"{field}={getattr(self, field)} must be at least 1")
     if self.num_kv_heads >= 1 and self.num_heads % self.num_kv_heads:
@@ -59,7 +60,8 @@ class ModelConfig:
     if self.num_experts < 0:
       problems.append(f"num_experts={self.num_experts} must not be negative")
     if self.num_experts and not 1 <= self.num_experts_per_token <= self.num_experts:
-      problems.append(f"num_experts_per_token={self.num_experts_per_token} must lie in 1..num_experts={self.num_experts}")
+      chosen = self.num_experts_per_token
+      problems.append(f"num_experts_per_token={chosen} must lie in 1..num_experts={self.num_experts}")
     if self.remat not in REMAT_POLICIES:
       problems.append(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
     if self.yarn_factor < 1.0:
@@ -123,32 +125,34 @@ class ModelConfig:
     heads = hf["num_attention_heads"]
     max_positions = hf.get("max_position_embeddings", 32_768)
     yarn = rope_type == "yarn"
-    fields: dict[str, Any] = dict(
-      name=hf.get("_name_or_path") or kind,
-      vocab_size=hf["vocab_size"],
-      num_layers=hf["num_hidden_layers"],
-      hidden_size=hf["hidden_size"],
-      intermediate_size=hf["moe_intermediate_size" if moe else "intermediate_size"],
-      num_heads=heads,
-      num_kv_heads=hf.get("num_key_value_heads") or heads,
+    fields: dict[str, Any] = {
+      "name": hf.get("_name_or_path") or kind,
+      "vocab_size": hf["vocab_size"],
+      "num_layers": hf["num_hidden_layers"],
+      "hidden_size": hf["hidden_size"],
+      "intermediate_size": hf["moe_intermediate_size" if moe else "intermediate_size"],
+      "num_heads": heads,
+      "num_kv_heads": hf.get("num_key_value_heads") or heads,
       # The dense reference defaults to 128, the MoE reference derives it.
-      head_dim=hf.get("head_dim") or (hf["hidden_size"] // heads if moe else 128),
-      tie_word_embeddings=hf.get("tie_word_embeddings", False),
-      rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
-      rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
-      yarn_factor=float(rope["factor"]) if yarn else 1.0,
-      yarn_original_length=int(rope.get("original_max_position_embeddings") or max_positions) if yarn else max_positions,
-      max_position_embeddings=max_positions,
-      initializer_range=hf.get("initializer_range", 0.02),
-    )
+      "head_dim": hf.get("head_dim") or (hf["hidden_size"] // heads if moe else 128),
+      "tie_word_embeddings": hf.get("tie_word_embeddings", False),
+      "rms_norm_eps": hf.get("rms_norm_eps", 1e-6),
+      "rope_theta": float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
+      "yarn_factor": float(rope["factor"]) if yarn else 1.0,
+      "yarn_original_length": int(rope.get("original_max_position_embeddings") or max_positions)
+      if yarn
+      else max_positions,
+      "max_position_embeddings": max_positions,
+      "initializer_range": hf.get("initializer_range", 0.02),
+    }
     if moe:
       experts = hf.get("num_experts", hf.get("num_local_experts", 128))
-      fields.update(
-        num_experts=experts,
-        num_experts_per_token=hf.get("num_experts_per_tok", 8),
-        norm_topk_prob=hf.get("norm_topk_prob", False),
-        router_aux_loss_coef=hf.get("router_aux_loss_coef", 1e-3),
-      )
+      fields |= {
+        "num_experts": experts,
+        "num_experts_per_token": hf.get("num_experts_per_tok", 8),
+        "norm_topk_prob": hf.get("norm_topk_prob", False),
+        "router_aux_loss_coef": hf.get("router_aux_loss_coef", 1e-3),
+      }
     return cls(**fields)
 
   def to_hf(self) -> dict[str, Any]:

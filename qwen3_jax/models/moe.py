@@ -88,7 +88,7 @@ class MixtureOfExperts(nnx.Module):
 
 
 def _on_batch_shards(dispatch, batch: int):
-  """Runs `dispatch` on every batch shard's own tokens with all experts, when a mesh is in use that divides the batch."""
+  """Runs `dispatch` on every batch shard's own tokens with all experts, when a mesh is in use that splits the batch."""
   mesh = current_mesh()
   if mesh is None or batch % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
     return dispatch

@@ -10,7 +10,7 @@ import numpy as np
 
 from qwen3_jax.models.config import ModelConfig
 
-# YaRN interpolates dimensions that turn fewer than SLOW times over the original length and keeps those that turn more than FAST.
+# YaRN interpolates pairs that turn fewer than SLOW times over the original length and keeps those above FAST.
 _FAST_TURNS, _SLOW_TURNS = 32.0, 1.0
 
 
