@@ -1,12 +1,15 @@
 """Packing: which pieces of which documents fill a row, and the arrays of a row.
 
-The documents of an epoch come in pools of POOL_DOCUMENTS. A pool is planned from lengths alone, independently of every
-other, so a run over billions of documents holds one pool at a time and resumes by planning the pool it stopped in.
-
 Documents are permuted over the whole corpus by a keyed bijection of their numbers (no list of them is stored), cut at
 the window, and packed best-fit in decreasing order of length (Ding et al. 2024, "Fewer Truncations Improve Language
 Modeling"), all pieces of one length at a time (after Krell et al. 2021, "Efficient Sequence Packing without
 Cross-contamination").
+
+They come in pools of POOL_DOCUMENTS. A pool is planned from lengths and from where it starts alone, so a run over
+billions of documents holds one pool at a time and resumes by planning the pool it stopped in.
+
+Lengths of pieces may be asked for in shares (buckets). Every bucket goes through its own documents at its own pace; a
+pool takes of each in proportion to its share and packs them together, so that short pieces fill what long ones leave.
 """
 
 from __future__ import annotations
@@ -14,17 +17,16 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from qwen3_jax.batch import Batch
 
-POOL_DOCUMENTS = 2**16
+POOL_DOCUMENTS = 2**16  # of one bucket, at most
 _ROUNDS = 8  # of the Feistel network
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
-# (min, max, share): lengths of pieces, both inclusive, and the bucket's share of the tokens.
-LengthBucket = tuple[int, int, float]
 Piece = tuple[int, int, int]  # document, start, length
 # (document, start, length) -> tokens int32 [n], loss mask bool [n] or None
 Read = Callable[[int, int, int], tuple[np.ndarray, np.ndarray | None]]
@@ -51,50 +53,100 @@ class Rows:
     )
 
 
-class Packer:
-  """Plans the rows of one corpus, pool by pool. Pool p belongs to epoch p // pools_per_epoch.
+class Position(NamedTuple):
+  """How far a bucket has been taken into pools."""
+
+  epoch: int = 0
+  place: int = 0  # of the next document in the epoch's order
+  tokens: int = 0  # so far
+
+
+class Pool(NamedTuple):
+  rows: Rows  # in the order in which they are trained on
+  end: tuple[Position, ...]  # where the next pool starts
+
+
+class Bucket:
+  """The documents of a corpus that have pieces of `low` to `high` tokens, both inclusive, once cut at the window.
 
   Args:
     lengths: int [N], tokens of each document.
     window: tokens of a row.
-    seed: the order is a function of `seed` and `name` alone.
-    name: tells streams of one run apart.
-    buckets, bucket: keep only pieces whose length falls into `buckets[bucket]`; see `bucket_of`.
+    key: chooses the order of every epoch.
   """
 
-  def __init__(
-    self,
-    lengths: np.ndarray,
-    window: int,
-    *,
-    seed: int,
-    name: str = "",
-    buckets: Sequence[LengthBucket] = (),
-    bucket: int = 0,
-  ):
+  def __init__(self, lengths: np.ndarray, window: int, low: int, high: int, key: Iterable[int]):
+    self.window = window
     self._lengths = lengths
-    self._window = window
-    self._key = (seed, zlib.crc32(name.encode()))
-    self._buckets = buckets
-    self._bucket = bucket
-    # Documents that have a piece in the bucket; None is all of them.
-    self._documents = documents_in_bucket(lengths, window, buckets, bucket) if buckets else None
-    self.num_documents = len(lengths if self._documents is None else self._documents)
-    self.pools_per_epoch = -(-self.num_documents // POOL_DOCUMENTS)
+    self._bounds = low, high
+    self._key = tuple(key)
+    blocks = np.array_split(lengths, len(lengths) // POOL_DOCUMENTS + 1)  # a corpus may have billions of documents
+    inside = np.concatenate([self._tokens(block) > 0 for block in blocks])
+    self._documents = None if inside.all() else np.flatnonzero(inside)  # None: all of them
+    self.num_documents = int(np.count_nonzero(inside))
 
-  def plan(self, pool: int) -> Rows:
-    """Rows of a pool, in the order in which they are trained on."""
-    epoch, pool_of_epoch = divmod(pool, self.pools_per_epoch)
-    first = pool_of_epoch * POOL_DOCUMENTS
-    places = np.arange(first, min(first + POOL_DOCUMENTS, self.num_documents))
-    documents = permute(places, self.num_documents, (*self._key, epoch))
+  def documents(self, position: Position) -> tuple[np.ndarray, np.ndarray]:
+    """The next documents of the epoch, at most POOL_DOCUMENTS, and the tokens of their pieces: int64 [D] each."""
+    places = np.arange(position.place, min(position.place + POOL_DOCUMENTS, self.num_documents))
+    documents = permute(places, self.num_documents, (*self._key, position.epoch))
     if self._documents is not None:
       documents = self._documents[documents]
-    pieces = cut(documents, self._lengths[documents], self._window)
-    if self._buckets:
-      inside = bucket_of(pieces[2], self._buckets) == self._bucket
-      pieces = (pieces[0][inside], pieces[1][inside], pieces[2][inside])
-    return pack(*pieces, self._window, (*self._key, epoch, pool_of_epoch))
+    return documents, self._tokens(self._lengths[documents])
+
+  def pieces(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Document, start and length of each piece of `documents`: int64 [P]."""
+    documents, starts, lengths = cut(documents, self._lengths[documents], self.window)
+    inside = self._inside(lengths)
+    return documents[inside], starts[inside], lengths[inside]
+
+  def _inside(self, lengths: np.ndarray) -> np.ndarray:
+    return (lengths >= self._bounds[0]) & (lengths <= self._bounds[1])
+
+  def _tokens(self, lengths: np.ndarray) -> np.ndarray:
+    """Of documents of such lengths, the tokens that lie in pieces of this bucket: int64."""
+    lengths = lengths.astype(np.int64)
+    rests = lengths % self.window
+    return (lengths - rests) * self._inside(np.asarray(self.window)) + rests * self._inside(rests)
+
+
+class Packer:
+  """Plans the rows of one corpus, pool by pool.
+
+  A pool ends before any bucket would start on its next epoch, so every document of a bucket comes once before any
+  comes again.
+
+  Args:
+    buckets: what to pack, at least one, none of them empty.
+    weights: the share of the tokens of each bucket, relative.
+    key: chooses the order of the rows.
+  """
+
+  def __init__(self, buckets: Sequence[Bucket], weights: Sequence[float], key: Iterable[int]):
+    self._buckets = buckets
+    self._weights = weights
+    self._key = tuple(key)
+    self.start = (Position(),) * len(buckets)
+
+  def plan(self, start: Sequence[Position]) -> Pool:
+    """The pool that begins where `start` says for each bucket. Token counts are within a document of the shares."""
+    available = [bucket.documents(position) for bucket, position in zip(self._buckets, start)]
+    # Tokens a bucket has given before each of its documents and after the last one.
+    tokens = [at.tokens + np.cumsum(np.insert(counts, 0, 0)) for at, (_, counts) in zip(start, available)]
+    limit = min(given[-1] / weight for given, weight in zip(tokens, self._weights))
+    pieces, end = [], []
+    for i, (bucket, weight) in enumerate(zip(self._buckets, self._weights)):
+      taken = int(np.searchsorted(tokens[i][:-1] / weight, limit))  # those that begin before the limit
+      pieces.append(bucket.pieces(available[i][0][:taken]))
+      epoch, place = divmod(start[i].epoch * bucket.num_documents + start[i].place + taken, bucket.num_documents)
+      end.append(Position(epoch, place, int(tokens[i][taken])))
+    key = (*self._key, *(number for at in start for number in (at.epoch, at.place)))
+    documents, starts, lengths = (np.concatenate(arrays) for arrays in zip(*pieces))
+    return Pool(pack(documents, starts, lengths, self._buckets[0].window, key), tuple(end))
+
+
+def key_of(seed: int, name: str) -> tuple[int, int]:
+  """A key for the stream `name` of a run."""
+  return seed, zlib.crc32(name.encode())
 
 
 def permute(places: np.ndarray, size: int, key: Iterable[int]) -> np.ndarray:
@@ -134,20 +186,6 @@ def cut(documents: np.ndarray, lengths: np.ndarray, window: int) -> tuple[np.nda
   of_document = np.repeat(np.arange(len(lengths)), counts)
   starts = (np.arange(len(of_document)) - np.repeat(np.cumsum(counts) - counts, counts)) * window
   return documents[of_document], starts, np.minimum(lengths[of_document] - starts, window)
-
-
-def bucket_of(lengths: np.ndarray, buckets: Sequence[LengthBucket]) -> np.ndarray:
-  """Index of the bucket of each length, -1 for none. A bound that two buckets share belongs to the lower one."""
-  bucket = np.full(lengths.shape, -1, np.int64)
-  for i in sorted(range(len(buckets)), key=lambda i: -buckets[i][0]):
-    bucket[(lengths >= buckets[i][0]) & (lengths <= buckets[i][1])] = i
-  return bucket
-
-
-def documents_in_bucket(lengths: np.ndarray, window: int, buckets: Sequence[LengthBucket], bucket: int) -> np.ndarray:
-  """Documents that have a piece in `buckets[bucket]` once cut at the window: int64."""
-  whole = (lengths >= window) & (bucket_of(np.asarray([window]), buckets)[0] == bucket)
-  return np.flatnonzero(whole | (bucket_of(lengths % window, buckets) == bucket))
 
 
 def pack(documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray, window: int, key: Iterable[int]) -> Rows:

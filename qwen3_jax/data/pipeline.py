@@ -3,13 +3,12 @@
 The global sequence of rows is a pure function of (seed, mixture, sequence length, length buckets); row r belongs to
 step r // batch_size. Every process plans all rows, which needs lengths only, and reads its own: process p of P takes
 rows p*B/P to (p+1)*B/P of each step. The state of an iterator is therefore the same on every process, restores on any
-number of them, and stays small: a position in one pool of each stream.
+number of them, and stays small: where the current pool of each corpus starts, and which of its rows is next.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,13 +20,15 @@ from grain.experimental import ThreadPrefetchIterDataset
 from qwen3_jax.batch import Batch
 from qwen3_jax.data.packing import (
   POOL_DOCUMENTS,
-  LengthBucket,
+  Bucket,
   Packer,
   Piece,
+  Pool,
+  Position,
   Read,
-  Rows,
   cut,
   empty_batch,
+  key_of,
   pack,
   permute,
   write_row,
@@ -37,8 +38,9 @@ from qwen3_jax.data.records import DataError, first_line
 
 PREFETCHED_BATCHES = 4
 _READ_THREADS = 8
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
+LengthBucket = tuple[int, int, float]  # min and max tokens of a piece, both inclusive, and share of the tokens
 PlannedRow = tuple[Read, list[Piece]]  # how to read the documents, and which pieces of them
 
 
@@ -62,8 +64,8 @@ def train_batches(
     batch_size: rows of a step over all processes.
     seed: the only source of randomness.
     length_buckets: (min, max, share of the tokens) on the length of pieces, inclusive; a bound that two buckets share
-      belongs to the lower one. Every row is filled from one bucket; pieces outside all of them are left out. Corpora
-      without pieces in a bucket leave their part of it to the others.
+      belongs to the lower one. Rows mix buckets; pieces outside all of them are left out. Corpora without pieces in a
+      bucket leave their part of it to the others.
     process_index, process_count: which rows of each step are this process's.
   """
   local = _local_rows(batch_size, process_index, process_count)
@@ -76,7 +78,7 @@ def train_batches(
       raise DataError(f"mixture.{name}: share {share}; expected more than 0")
     if not corpus.tokens_total:
       raise DataError(f"mixture.{name}: {corpus.path / corpus.split} holds no tokens")
-  streams = _streams(mixture, sequence_length, seed, _checked_buckets(length_buckets))
+  streams = _streams(mixture, sequence_length, seed, _disjoint(length_buckets) or [(1, sequence_length, 1.0)])
   described = {
     "version": _STATE_VERSION,
     "seed": seed,
@@ -172,7 +174,7 @@ def validation_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-  """Rows of one corpus, or of one length bucket of it."""
+  """Rows of one corpus."""
 
   name: str
   corpus: PreparedCorpus
@@ -181,22 +183,21 @@ class _Stream:
 
 
 @dataclasses.dataclass
-class _Position:
+class _StreamPosition:
   """How far a stream has been read."""
 
-  pool: int = 0
-  row: int = 0  # of the pool
+  start: Sequence[Position]  # of the current pool
+  row: int = 0  # the next one of that pool
   tokens: int = 0  # delivered so far
-  plan: tuple[int, Rows] | None = None  # the pool planned last
+  pool: Pool | None = None  # planned when first needed
 
   def next_row(self, stream: _Stream) -> PlannedRow:
-    while True:
-      if self.plan is None or self.plan[0] != self.pool:
-        self.plan = (self.pool, stream.packer.plan(self.pool))
-      rows = self.plan[1]
-      if self.row < len(rows):
-        break
-      self.pool, self.row = self.pool + 1, 0
+    if self.pool is None:
+      self.pool = stream.packer.plan(self.start)
+    if self.row == len(self.pool.rows):
+      self.start, self.row = self.pool.end, 0
+      self.pool = stream.packer.plan(self.start)
+    rows = self.pool.rows
     self.row += 1
     self.tokens += int(rows.tokens[self.row - 1])
     return stream.corpus.read, rows.row(self.row - 1)
@@ -220,7 +221,7 @@ class _StepIterator(grain.DatasetIterator[list[PlannedRow]]):
   def __init__(self, steps: _Steps):
     super().__init__()
     self._steps = steps
-    self._positions = [_Position() for _ in steps.streams]
+    self._positions = [_StreamPosition(stream.packer.start) for stream in steps.streams]
 
   def __next__(self) -> list[PlannedRow]:
     rows = [self._next_row() for _ in range(self._steps.batch_size)]
@@ -236,12 +237,15 @@ class _StepIterator(grain.DatasetIterator[list[PlannedRow]]):
 
   def get_state(self) -> dict[str, Any]:
     return {
-      stream.name: {"pool": position.pool, "row": position.row, "tokens": position.tokens}
+      stream.name: {"start": [list(at) for at in position.start], "row": position.row, "tokens": position.tokens}
       for stream, position in zip(self._steps.streams, self._positions)
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
-    self._positions = [_Position(**state[stream.name]) for stream in self._steps.streams]
+    self._positions = [
+      _StreamPosition([Position(*at) for at in saved["start"]], saved["row"], saved["tokens"])
+      for saved in (state[stream.name] for stream in self._steps.streams)
+    ]
 
 
 class _RowReader:
@@ -267,41 +271,40 @@ def _streams(
   buckets: Sequence[LengthBucket],
 ) -> list[_Stream]:
   corpora = sorted(mixture.items())
-  if not buckets:
-    return [
-      _Stream(name, corpus, share, Packer(corpus.lengths, sequence_length, seed=seed, name=name))
+  found: dict[str, list[tuple[Bucket, float]]] = {name: [] for name in mixture}  # with shares of all tokens
+  for low, high, bucket_share in buckets:
+    candidates = [
+      (name, share, Bucket(corpus.lengths, sequence_length, low, high, (*key_of(seed, name), low)))
       for name, (corpus, share) in corpora
     ]
-  streams: list[_Stream] = []
-  for b, (low, high, bucket_share) in enumerate(buckets):
-    found = []
-    for name, (corpus, share) in corpora:
-      label = f"{name}[{low}-{high}]"
-      packer = Packer(corpus.lengths, sequence_length, seed=seed, name=label, buckets=buckets, bucket=b)
-      if packer.num_documents:
-        found.append(_Stream(label, corpus, share, packer))
-    if not found:
+    candidates = [candidate for candidate in candidates if candidate[2].num_documents]
+    if not candidates:
       raise DataError(
         f"length_buckets: no document of {', '.join(mixture)} has a piece of {low} to {high} tokens "
         f"at sequence_length {sequence_length}"
       )
-    total = sum(stream.weight for stream in found)
-    streams += [dataclasses.replace(stream, weight=stream.weight / total * bucket_share) for stream in found]
+    total = sum(share for _, share, _ in candidates)
+    for name, share, bucket in candidates:
+      found[name].append((bucket, share / total * bucket_share))
+  streams = []
   for name, (corpus, _) in corpora:
-    if all(stream.corpus is not corpus for stream in streams):
+    if not found[name]:
       raise DataError(f"mixture.{name}: no document has a piece that falls into any of the length buckets")
+    of_corpus, weights = zip(*found[name])
+    streams.append(_Stream(name, corpus, sum(weights), Packer(of_corpus, weights, key_of(seed, name))))
   return streams
 
 
-def _checked_buckets(buckets: Sequence[LengthBucket]) -> Sequence[LengthBucket]:
-  for low, high, share in buckets:
-    if not 1 <= low <= high or not share > 0:
-      raise DataError(f"length_buckets: ({low}, {high}, {share}); expected 1 <= min <= max and a share above 0")
-  ordered = sorted(buckets)
-  for lower, upper in itertools.pairwise(ordered):
-    if upper[0] < lower[1]:
-      raise DataError(f"length_buckets: {lower[0]}..{lower[1]} and {upper[0]}..{upper[1]} overlap")
-  return buckets
+def _disjoint(buckets: Sequence[LengthBucket]) -> list[LengthBucket]:
+  """The buckets by length, checked; a bound that two share is left to the lower one."""
+  result: list[LengthBucket] = []
+  for low, high, share in sorted(buckets):
+    if not 0 <= low <= high or not share > 0:
+      raise DataError(f"length_buckets: ({low}, {high}, {share}); expected 0 <= min <= max and a share above 0")
+    if result and low < result[-1][1]:
+      raise DataError(f"length_buckets: {result[-1][0]}..{result[-1][1]} and {low}..{high} overlap")
+    result.append((low + 1 if result and low == result[-1][1] else low, high, share))
+  return result
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:

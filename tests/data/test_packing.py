@@ -1,6 +1,6 @@
 """Which pieces of which documents fill a row, and the arrays of a row."""
 
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -8,7 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.data import packing
-from qwen3_jax.data.packing import Packer, best_fit, bucket_of, cut, empty_batch, permute, write_row
+from qwen3_jax.data.packing import Bucket, Packer, best_fit, cut, empty_batch, key_of, permute, write_row
+
+
+def packer_of(lengths, window, *, seed=0, name="", buckets=None):
+  """A packer of `buckets`, (low, high, share) each; by default of everything."""
+  key = key_of(seed, name)
+  buckets = buckets or [(1, window, 1.0)]
+  return Packer(
+    [Bucket(lengths, window, low, high, (*key, low)) for low, high, _ in buckets], [share for *_, share in buckets], key
+  )
+
+
+def pools_of(packer):
+  """Pools without end: where they start, their rows, where they end."""
+  start = packer.start
+  while True:
+    rows, end = packer.plan(start)
+    yield start, rows, end
+    start = end
 
 
 @given(st.integers(1, 3000), st.lists(st.integers(0, 2**64 - 1), max_size=4))
@@ -72,7 +90,8 @@ def test_rows_are_full_for_typical_lengths():
   rng = np.random.default_rng(0)
   lengths = np.maximum(rng.lognormal(6, 1.1, 30_000).astype(np.int32), 1)  # median 400, mean 740
   for window in (512, 4096, 32_768):
-    rows = Packer(lengths, window, seed=0).plan(0)
+    packer = packer_of(lengths, window)
+    rows, _ = packer.plan(packer.start)
     assert rows.tokens.sum() == lengths.sum()
     assert rows.tokens.mean() / window > 0.995
 
@@ -85,12 +104,19 @@ def spans(rows):
 def test_an_epoch_holds_every_token_once(monkeypatch, pool_documents):
   monkeypatch.setattr(packing, "POOL_DOCUMENTS", pool_documents)
   lengths = np.random.default_rng(0).exponential(40, 300).astype(np.int32)  # some are 0, some exceed the window
-  packer = Packer(lengths, 50, seed=3)
-  assert packer.pools_per_epoch == -(-300 // pool_documents)
-  for epoch in range(2):
+  nonempty = np.count_nonzero(lengths)
+  packer = packer_of(lengths, 50, seed=3)
+  epochs = {0: [], 1: []}
+  for (start,), rows, (end,) in pools_of(packer):
+    if start.epoch == 2:
+      break
+    epochs[start.epoch].append(rows)
+    assert end.place == min(start.place + pool_documents, nonempty) % nonempty
+    assert end.tokens - start.tokens == rows.tokens.sum()
+  for pools in epochs.values():
+    assert len(pools) == -(-nonempty // pool_documents)
     covered = [np.zeros(length, int) for length in lengths]
-    for pool in range(packer.pools_per_epoch):
-      rows = packer.plan(epoch * packer.pools_per_epoch + pool)
+    for rows in pools:
       for r in range(len(rows)):
         assert sum(length for _, _, length in rows.row(r)) == rows.tokens[r] <= 50
         for document, start, length in rows.row(r):
@@ -101,12 +127,13 @@ def test_an_epoch_holds_every_token_once(monkeypatch, pool_documents):
 def test_order_is_a_function_of_seed_name_and_epoch():
   lengths = np.random.default_rng(0).integers(1, 60, 200)
 
-  def order(pool=0, **changes):
-    rows = Packer(lengths, 50, **{"seed": 3, "name": "web", **changes}).plan(pool)
+  def order(epoch=0, **changes):
+    pools = pools_of(packer_of(lengths, 50, **{"seed": 3, "name": "web", **changes}))
+    _, rows, _ = next(islice(pools, epoch, None))
     return [rows.row(r) for r in range(len(rows))]
 
   assert order() == order()
-  for other in (order(seed=4), order(name="code"), order(pool=1)):
+  for other in (order(seed=4), order(name="code"), order(epoch=1)):
     assert order() != other
     assert sorted(chain.from_iterable(order())) == sorted(chain.from_iterable(other))
 
@@ -114,32 +141,67 @@ def test_order_is_a_function_of_seed_name_and_epoch():
 def test_rows_of_a_pool_come_in_random_order():
   """Packing goes from long pieces to short ones; training must not."""
   lengths = np.random.default_rng(0).integers(1, 500, 5000)
-  rows = Packer(lengths, 512, seed=0).plan(0)
+  packer = packer_of(lengths, 512)
+  rows, _ = packer.plan(packer.start)
   longest = [max(length for _, _, length in rows.row(r)) for r in range(len(rows))]
   assert abs(np.corrcoef(longest, np.arange(len(rows)))[0, 1]) < 0.1
 
 
 def test_pools_mix_the_whole_corpus(monkeypatch):
   monkeypatch.setattr(packing, "POOL_DOCUMENTS", 100)
-  rows = Packer(np.full(1000, 10), 10, seed=0).plan(0)
+  packer = packer_of(np.full(1000, 10), 10)
+  rows, _ = packer.plan(packer.start)
   documents = np.asarray([document for document, _, _ in spans(rows)])
   assert np.histogram(documents, 5, (0, 1000))[0].min() >= 8  # of 20 expected
 
 
-def test_a_shared_bound_belongs_to_the_lower_bucket():
-  buckets = ((16, 32, 0.75), (4, 16, 0.25))
-  assert bucket_of(np.asarray([3, 4, 15, 16, 17, 32, 33]), buckets).tolist() == [-1, 1, 1, 1, 0, 0, -1]
-
-
-def test_buckets_hold_their_pieces_and_no_others(monkeypatch):
-  monkeypatch.setattr(packing, "POOL_DOCUMENTS", 50)
-  buckets = ((16, 32, 0.75), (4, 16, 0.25))
+@pytest.mark.parametrize("pool_documents", [1000, 50, 7])
+@pytest.mark.parametrize("share", [0.75, 0.3])
+def test_every_epoch_of_a_bucket_holds_its_pieces_once(monkeypatch, pool_documents, share):
+  """And no others; buckets go through their documents at different paces."""
+  monkeypatch.setattr(packing, "POOL_DOCUMENTS", pool_documents)
+  buckets = ((17, 32, share), (4, 16, 1 - share))
   lengths = np.random.default_rng(0).integers(1, 90, 200)
   pieces = list(zip(*(array.tolist() for array in cut(np.arange(200), lengths, 32))))
-  for bucket, (low, high) in enumerate(((17, 32), (4, 16))):
-    packer = Packer(lengths, 32, seed=0, buckets=buckets, bucket=bucket)
-    found = sorted(chain.from_iterable(spans(packer.plan(pool)) for pool in range(packer.pools_per_epoch)))
-    assert found == sorted(piece for piece in pieces if low <= piece[2] <= high)
+  given = [{}, {}]  # bucket -> epoch -> pieces
+  for start, rows, end in pools_of(packer_of(lengths, 32, buckets=buckets)):
+    if min(at.epoch for at in start) == 3:
+      break
+    for i, (low, high, _) in enumerate(buckets):
+      of_bucket = [piece for piece in spans(rows) if low <= piece[2] <= high]
+      given[i].setdefault(start[i].epoch, []).extend(of_bucket)
+      assert end[i].tokens - start[i].tokens == sum(length for _, _, length in of_bucket)
+    assert len(rows) and rows.tokens.sum() == sum(at.tokens for at in end) - sum(at.tokens for at in start)
+  assert max(given[0]) != max(given[1])
+  for (low, high, _), epochs in zip(buckets, given):
+    expected = sorted(piece for piece in pieces if low <= piece[2] <= high)
+    for epoch in list(epochs)[:-1]:  # the last one may be under way
+      assert sorted(epochs[epoch]) == expected
+
+
+@pytest.mark.parametrize("pool_documents", [1000, 50, 7])
+def test_pools_keep_the_shares_of_the_buckets(monkeypatch, pool_documents):
+  """After every pool, whatever the pool's size: each bucket is within its longest document of its share."""
+  monkeypatch.setattr(packing, "POOL_DOCUMENTS", pool_documents)
+  shares = (0.6, 0.3, 0.1)
+  buckets = [(low, high, share) for (low, high), share in zip(((33, 64), (17, 32), (4, 16)), shares)]
+  lengths = np.random.default_rng(0).integers(1, 200, 300)
+  for _, _, end in islice(pools_of(packer_of(lengths, 64, buckets=buckets)), 200):
+    tokens = np.asarray([at.tokens for at in end])
+    assert np.abs(tokens - tokens.sum() * np.asarray(shares)).max() <= 192  # of 199, three windows are in a bucket
+
+
+def test_short_pieces_fill_what_long_ones_leave():
+  """S3's buckets on log-normal lengths; each bucket alone would fill 85% and 97%."""
+  window, buckets = 32_768, ((16_385, 32_768, 0.75), (4096, 16_384, 0.25))
+  lengths = np.random.default_rng(0).lognormal(9.2, 1.0, 20_000).astype(np.int32)  # median 9,900, mean 16,300
+  pools = [rows for _, rows, _ in islice(pools_of(packer_of(lengths, window, buckets=buckets)), 3)]
+  assert sum(rows.tokens.sum() for rows in pools) / sum(map(len, pools)) / window > 0.98
+  # Where no document reaches the window, every long piece has a row of its own: nothing can be fuller than this.
+  pools = [rows for _, rows, _ in islice(pools_of(packer_of(lengths[lengths < window], window, buckets=buckets)), 3)]
+  tokens, rows = sum(rows.tokens.sum() for rows in pools), sum(map(len, pools))
+  assert rows - sum(np.count_nonzero(pool.lengths > 16_384) for pool in pools) <= len(pools)
+  assert tokens / rows / window > 0.84
 
 
 def slow_row(pieces, window, documents, masks):
@@ -169,7 +231,8 @@ def test_arrays_of_a_row():
     part = slice(start, start + length)
     return documents[document][part], None if mask is None else mask[part].astype(bool)
 
-  rows = Packer(np.asarray([len(document) for document in documents]), 32, seed=0).plan(0)
+  packer = packer_of(np.asarray([len(document) for document in documents]), 32)
+  rows, _ = packer.plan(packer.start)
   for r in range(len(rows)):
     batch = empty_batch(2, 32)
     write_row(batch, 1, rows.row(r), read)

@@ -79,23 +79,28 @@ def test_the_order_does_not_depend_on_the_batch_size(mixture, batches_of):
   assert np.array_equal(eights, twelves)
 
 
-def test_resume_after_every_batch(mixture, batches_of):
+BUCKETS = ((33, 64, 0.75), (8, 33, 0.25))
+
+
+@pytest.mark.parametrize("buckets", [(), BUCKETS])
+def test_resume_after_every_batch(mixture, batches_of, buckets):
   """Across pools and epochs; the state counts what was returned, not what was read ahead."""
-  iterator = batches_of(mixture)
+  iterator = batches_of(mixture, length_buckets=buckets)
   states, batches = [iterator.get_state()], []
-  for _ in range(130):
+  for _ in range(170):
     batches.append(next(iterator))
     states.append(through_json(iterator.get_state()))
-  assert states[-1]["position"]["code"]["pool"] > 2  # epochs of one pool
-  resumed = batches_of(mixture)
-  for k in range(128):
+  assert all(epoch > 2 for epoch, _, _ in states[-1]["position"]["code"]["start"]), states[-1]
+  assert len(json.dumps(states[-1]["position"])) < 300
+  resumed = batches_of(mixture, length_buckets=buckets)
+  for k in range(168):
     resumed.set_state(states[k])
     assert resumed.get_state() == states[k]
     assert_same([next(resumed), next(resumed)], batches[k : k + 2])
     assert through_json(resumed.get_state()) == states[k + 2]
-  fresh = batches_of(mixture)
+  fresh = batches_of(mixture, length_buckets=buckets)
   fresh.set_state(states[93])
-  assert_same(list(islice(fresh, 37)), batches[93:])
+  assert_same(list(islice(fresh, 77)), batches[93:])
 
 
 def test_resume_reads_nothing_again(mixture, batches_of, monkeypatch):
@@ -116,7 +121,7 @@ def test_resume_reads_nothing_again(mixture, batches_of, monkeypatch):
   assert len(planned) < 20
 
 
-@pytest.mark.parametrize("buckets", [(), ((33, 64, 0.75), (8, 32, 0.25))])
+@pytest.mark.parametrize("buckets", [(), BUCKETS])
 def test_elastic(mixture, batches_of, buckets):
   """One process, then two, then four: together they see what one process sees, in order; states agree."""
   whole = list(islice(batches_of(mixture, length_buckets=buckets), 30))
@@ -188,16 +193,23 @@ def test_shares_are_shares_of_tokens(mixture, batches_of):
 
 
 def test_length_buckets(mixture, batches_of):
-  buckets = ((33, 64, 0.75), (8, 33, 0.25))
-  counts = np.zeros(2)
-  for batch in islice(batches_of(mixture, length_buckets=buckets), 150):
-    for segments in batch.segment_ids:
-      lengths = np.bincount(segments)[1:]
-      in_long = lengths > 33  # 33 belongs to the lower bucket
-      assert in_long.all() or not in_long.any()
-      assert lengths.min() >= 8
-      counts[0 if in_long.all() else 1] += lengths.sum()
-  assert abs(counts[0] / counts.sum() - 0.75) < 0.01
+  """Shares of tokens by bucket, and by corpus as without buckets; 33 belongs to the lower bucket."""
+  tokens, mixed = np.zeros(65), 0
+  batches = list(islice(batches_of(mixture, length_buckets=BUCKETS), 150))
+  for segments in chain.from_iterable(batch.segment_ids for batch in batches):
+    lengths = np.bincount(segments)[1:]
+    np.add.at(tokens, lengths, lengths)
+    mixed += lengths.min() <= 33 < lengths.max()
+  assert not tokens[:8].any() and tokens[8] and tokens[33]
+  assert abs(tokens[34:].sum() / tokens.sum() - 0.75) < 0.01
+  assert mixed > 150
+  counts = tokens_by_corpus(batches)
+  assert np.abs(counts / counts.sum() - [0.6, 0.3, 0.1]).max() < 0.01
+
+
+def test_the_order_of_buckets_does_not_matter(mixture, batches_of):
+  batches = [list(islice(batches_of(mixture, length_buckets=b), 5)) for b in (BUCKETS, BUCKETS[::-1])]
+  assert_same(*batches)
 
 
 def test_a_corpus_without_pieces_in_a_bucket_leaves_it_to_the_others(tmp_path, batches_of):
