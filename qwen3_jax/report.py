@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.progress import compact, duration
-from qwen3_jax.report_data import RunRecord, flatten, read_run, visible
+from qwen3_jax.reporting.run_record import RunRecord, flatten, read_run, visible
 from qwen3_jax.workdir import Workdir, WorkdirError, replace_file
 
 _MAX_SAMPLES = 12  # prompts shown of a stage
@@ -195,7 +195,7 @@ def _tiles(run: RunRecord) -> list[tuple[str, str]]:
 def _plots(run: RunRecord) -> list[dict[str, Any]]:
   if not any(stage.lines for stage in run.stages):
     return []
-  from qwen3_jax.report_curves import plots  # matplotlib is slow to import
+  from qwen3_jax.reporting.curves import plots  # matplotlib is slow to import
 
   return plots(run)
 
@@ -238,7 +238,7 @@ def shorten(text: str) -> str:
 
 def _template() -> jinja2.Template:
   environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-  return environment.from_string(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
+  return environment.from_string((Path(__file__).parent / "reporting" / "template.html").read_text(encoding="utf-8"))
 
 
 def _markdown(run: RunRecord, tables: list[Table]) -> str:

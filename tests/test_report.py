@@ -17,8 +17,8 @@ import pytest
 from qwen3_jax.config import base_config, pretrain_stage
 from qwen3_jax.metrics import MetricWriter
 from qwen3_jax.report import write_report
-from qwen3_jax.report_data import read_run, visible
-from qwen3_jax.report_plots import downsample, smooth
+from qwen3_jax.reporting.plots import downsample, smooth
+from qwen3_jax.reporting.run_record import read_run, visible
 from qwen3_jax.workdir import Workdir, WorkdirError, environment, write_json
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.progress import compact
-from qwen3_jax.report_data import RunRecord, StageRecord, visible
-from qwen3_jax.report_plots import Curve, color, draw, smooth
+from qwen3_jax.reporting.plots import Curve, color, draw, smooth
+from qwen3_jax.reporting.run_record import RunRecord, StageRecord, visible
 
 Plot = dict[str, Any]  # title, about, wide, legend: [(label, CSS color, style)], svg
 

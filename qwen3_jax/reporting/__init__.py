@@ -1,0 +1,1 @@
+"""What `qwen3_jax.report` is made of."""
