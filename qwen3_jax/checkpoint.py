@@ -29,6 +29,7 @@ from qwen3_jax.train_state import TrainState
 from qwen3_jax.workdir import json_safe
 
 PARAMETERS, TRAINING, DATA, RECORD = "parameters", "training", "data", "record"
+_CHUNK_BYTES = 16 << 20  # of an array on disk: whoever reads a part reads little more
 # Failures to read that say nothing about the files: as the system, and as tensorstore and XLA name them.
 _NOT_DAMAGE = (MemoryError, PermissionError, TimeoutError, ConnectionError)
 _NOT_DAMAGE_NUMBERS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
@@ -113,8 +114,8 @@ class Checkpointer:
       state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, state), may_alias=False)
     parameters, training = _items(state)
     items = {
-      PARAMETERS: ocp.args.PyTreeSave(parameters),
-      TRAINING: ocp.args.PyTreeSave(training),
+      PARAMETERS: _tree_save(parameters),
+      TRAINING: _tree_save(training),
       DATA: ocp.args.JsonSave(data_state),
       RECORD: ocp.args.JsonSave(record),
     }
@@ -277,6 +278,10 @@ def _may_pass(error: BaseException) -> bool:
 
 def _tree_handler() -> ocp.PyTreeCheckpointHandler:
   return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)  # the format that parameter_folder.py reads
+
+
+def _tree_save(tree: Any) -> ocp.args.PyTreeSave:
+  return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree))
 
 
 def _tree_restore(abstract: Any) -> Any:
