@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from kernels.flash_attention import api as flash_attention
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.parts import RMSNorm, normal_parameter
+from qwen3_jax.models.parts import RMSNorm, linear, normal_parameter
 from qwen3_jax.models.rope import rotate
 from qwen3_jax.sharding import constrain
 
@@ -28,11 +27,11 @@ class Attention(nnx.Module):
 
   def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
     """x [B, T, D] -> [B, T, D]; a token sees itself and the earlier tokens of its segment."""
-    query = jnp.einsum("btd,dnh->btnh", x, self.query[...].astype(self.dtype))
-    key = jnp.einsum("btd,dkh->btkh", x, self.key[...].astype(self.dtype))
-    value = jnp.einsum("btd,dkh->btkh", x, self.value[...].astype(self.dtype))
+    query = linear(x, self.query[...].astype(self.dtype))
+    key = linear(x, self.key[...].astype(self.dtype))
+    value = linear(x, self.value[...].astype(self.dtype))
     query = constrain(rotate(self.query_norm(query), *rope), "batch", "length", "heads", "head_dim")
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
     attended = flash_attention.attention(query, key, value, segment_ids)
-    return jnp.einsum("btnh,nhd->btd", attended, self.output[...].astype(self.dtype))
+    return linear(attended, self.output[...].astype(self.dtype))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.parts import normal_parameter
+from qwen3_jax.models.parts import linear, normal_parameter
 from qwen3_jax.sharding import constrain
 
 
@@ -23,7 +22,7 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, None]:
     """x [B, T, D] -> ([B, T, D], None): no router, no statistics."""
-    gate = jnp.einsum("btd,df->btf", x, self.gate[...].astype(self.dtype))
-    up = jnp.einsum("btd,df->btf", x, self.up[...].astype(self.dtype))
+    gate = linear(x, self.gate[...].astype(self.dtype))
+    up = linear(x, self.up[...].astype(self.dtype))
     hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
-    return jnp.einsum("btf,fd->btd", hidden, self.down[...].astype(self.dtype)), None
+    return linear(hidden, self.down[...].astype(self.dtype)), None

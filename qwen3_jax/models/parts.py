@@ -1,4 +1,4 @@
-"""What every sub-block is built from: a named parameter, RMSNorm, and a matrix in compute dtype."""
+"""What every sub-block is built from: a named parameter, a linear map, RMSNorm."""
 
 from __future__ import annotations
 
@@ -18,6 +18,32 @@ def normal_parameter(
   std = config.initializer_range if std is None else std
   value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
   return nnx.Param(value.astype(config.param_dtype), axes=axes)
+
+
+@jax.custom_vjp
+def linear(x: jax.Array, matrix: jax.Array) -> jax.Array:
+  """x [B, T, *I] times matrix [*I, *O] -> [B, T, *O].
+
+  With its own derivative: JAX's gives the matrix's gradient as a transposed product, for which XLA:CPU copies every
+  activation into transposed order first (a quarter more time per step in a small model).
+  """
+  return _linear_forward(x, matrix)[0]
+
+
+def _linear_forward(x, matrix):
+  inputs = tuple(range(x.ndim - 2))
+  return jax.lax.dot_general(x, matrix, ((tuple(2 + i for i in inputs), inputs), ((), ()))), (x, matrix)
+
+
+def _linear_backward(residuals, gradient):
+  x, matrix = residuals
+  outputs = tuple(range(gradient.ndim - 2))
+  to_outputs = tuple(x.ndim - 2 + i for i in outputs)
+  x_gradient = jax.lax.dot_general(gradient, matrix, ((tuple(2 + i for i in outputs), to_outputs), ((), ())))
+  return x_gradient, jax.lax.dot_general(x, gradient, (((0, 1), (0, 1)), ((), ())))
+
+
+linear.defvjp(_linear_forward, _linear_backward)
 
 
 class RMSNorm(nnx.Module):
