@@ -78,15 +78,14 @@ class PreparedCorpus:
     position = int(i - self._first[shard])
     reader = self._reader(shard)
     try:
-      tokens, mask = decode_record(reader.read([position])[0])
+      tokens, mask, count = decode_record(reader.read([position])[0], start, length)
     except (RuntimeError, ValueError, IndexError) as error:
       raise DataError(f"{self._shards[shard]}: document {position} is damaged ({first_line(error)})") from None
-    if len(tokens) != self.lengths[i]:
+    if count != self.lengths[i]:
       raise DataError(
-        f"{self._shards[shard]}: document {position} has {len(tokens)} tokens; its index says {self.lengths[i]}"
+        f"{self._shards[shard]}: document {position} has {count} tokens; its index says {self.lengths[i]}"
       )
-    end = len(tokens) if length is None else start + length
-    return tokens[start:end], None if mask is None else mask[start:end]
+    return tokens, mask
 
   def _reader(self, shard: int) -> ArrayRecordReader:
     if (reader := self._readers[shard]) is not None:

@@ -74,8 +74,14 @@ def encode_record(tokens: np.ndarray, loss_mask: np.ndarray | None = None) -> by
   return b"".join(parts)
 
 
-def decode_record(record: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-  """Inverse of `encode_record`: tokens int32 [n], loss mask bool [n] or None. Raises DataError on a damaged record."""
+def decode_record(
+  record: bytes, start: int = 0, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None, int]:
+  """Inverse of `encode_record` for the tokens from `start` on, at most `length` of them; the others cost nothing.
+
+  Returns tokens int32 [n], loss mask bool [n] or None, and how many tokens the document has. Raises DataError on a
+  damaged record.
+  """
   if len(record) < _HEADER.size:
     raise DataError(f"record of {len(record)} bytes; expected at least {_HEADER.size}")
   version, flags, count = _HEADER.unpack_from(record)
@@ -88,13 +94,15 @@ def decode_record(record: bytes) -> tuple[np.ndarray, np.ndarray | None]:
   expected = mask_start + ((count + 7) // 8 if flags & _HAS_MASK else 0)
   if len(record) != expected:
     raise DataError(f"record of {len(record)} bytes; expected {expected} for {count} tokens")
-  tokens = np.frombuffer(record, dtype, count, _HEADER.size).astype(np.int32)
+  end = count if length is None else min(start + length, count)
+  tokens = np.frombuffer(record, dtype, count, _HEADER.size)[start:end].astype(np.int32)
   if tokens.min(initial=0) < 0:
     raise DataError("record with a token id above 2^31 - 1")
   if not flags & _HAS_MASK:
-    return tokens, None
-  bits = np.frombuffer(record, np.uint8, offset=mask_start)
-  return tokens, np.unpackbits(bits, count=count, bitorder="little").astype(bool)
+    return tokens, None, count
+  first_byte = start // 8
+  bits = np.unpackbits(np.frombuffer(record, np.uint8, offset=mask_start)[first_byte : end // 8 + 1], bitorder="little")
+  return tokens, bits[start - 8 * first_byte : end - 8 * first_byte].astype(bool), count
 
 
 def shard_path(corpus: str | os.PathLike, split: str, number: int) -> Path:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -34,12 +35,29 @@ token_lists = st.one_of(
 @given(token_lists, st.data())
 def test_records_survive_encoding(tokens, data):
   mask = data.draw(st.none() | st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
-  decoded, decoded_mask = decode_record(encode_record(np.asarray(tokens, np.int64), mask))
-  assert decoded.dtype == np.int32 and decoded.tolist() == tokens
-  if mask is None:
-    assert decoded_mask is None
-  else:
-    assert decoded_mask.dtype == bool and decoded_mask.tolist() == mask
+  record = encode_record(np.asarray(tokens, np.int64), mask)
+  start, length = data.draw(st.integers(0, len(tokens) + 9)), data.draw(st.integers(0, 50))
+  for part, arguments in (
+    (slice(None), ()),
+    (slice(start, None), (start,)),
+    (slice(start, start + length), (start, length)),
+  ):
+    decoded, decoded_mask, count = decode_record(record, *arguments)
+    assert count == len(tokens)
+    assert decoded.dtype == np.int32 and decoded.tolist() == tokens[part]
+    if mask is None:
+      assert decoded_mask is None
+    else:
+      assert decoded_mask.dtype == bool and decoded_mask.tolist() == mask[part]
+
+
+def test_decoding_a_part_costs_no_more_than_the_part():
+  record = encode_record(np.arange(2**21) % 60_000, np.ones(2**21, bool))
+  tracemalloc.start()
+  tokens, mask, _ = decode_record(record, 2**20, 1000)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert len(tokens) == len(mask) == 1000 and peak < 100_000
 
 
 @given(token_lists.filter(len), st.data())
