@@ -1,7 +1,7 @@
 """Packing: which pieces of which documents fill a row, and the arrays of a row.
 
-Documents are permuted over the whole corpus by a keyed bijection of their numbers (no list of them is stored), cut at
-the window, and packed best-fit in decreasing order of length (Ding et al. 2024, "Fewer Truncations Improve Language
+Documents are permuted over the whole corpus by a keyed bijection of their numbers (no order is stored), cut at the
+window, and packed best-fit in decreasing order of length (Ding et al. 2024, "Fewer Truncations Improve Language
 Modeling"), all pieces of one length at a time (after Krell et al. 2021, "Efficient Sequence Packing without
 Cross-contamination").
 
@@ -62,6 +62,8 @@ class Position(NamedTuple):
 
 
 class Pool(NamedTuple):
+  """What `Packer.plan` returns."""
+
   rows: Rows  # in the order in which they are trained on
   end: tuple[Position, ...]  # where the next pool starts
 
