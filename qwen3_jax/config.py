@@ -73,7 +73,8 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
   config.tokens = 0  # token budget; the stage runs tokens // (batch_size * sequence_length) steps
   config.rope_theta = 10_000.0  # RoPE base in this stage (QWEN3: 1e4 in S1 and S2, 1e6 in S3)
   config.mixture = ConfigDict()  # corpus name -> share of the tokens
-  # ((min_length, max_length, share), ...) on document length in tokens; () takes documents as they come.
+  # ((min_length, max_length, share of the tokens), ...) on the lengths of pieces, which are documents cut at
+  # sequence_length; () takes them as they come.
   config.length_buckets = ()
 
   config.optimizer = ConfigDict()

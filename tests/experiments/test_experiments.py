@@ -150,7 +150,7 @@ def test_where_the_data_is():
 
 
 def test_unknown_stage_and_argument():
-  with pytest.raises(ConfigError, match=r"unknown stage 's4'"):
+  with pytest.raises(ConfigError, match=r"stage='s4': not in the pipeline"):
     experiment("dense_0_6b", "stage=s4")
   with pytest.raises(ConfigError, match=r"Did you mean 'moe'"):
     experiment("miniature", "model=mo")

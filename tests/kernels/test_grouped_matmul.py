@@ -27,7 +27,7 @@ def by_group(lhs, rhs, groups):
 
 
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
-@pytest.mark.parametrize("implementation", [api.grouped_matmul, reference.grouped_matmul])
+@pytest.mark.parametrize("implementation", [api.grouped_matmul, reference.grouped_matmul, jax.lax.ragged_dot])
 def test_values_and_gradients(implementation, groups):
   lhs, rhs, sizes = case(groups)
   np.testing.assert_allclose(implementation(lhs, rhs, sizes), by_group(lhs, rhs, groups), atol=2e-5)
@@ -40,3 +40,9 @@ def test_values_and_gradients(implementation, groups):
     expected = np.asarray(lhs[end : end + n], np.float64).T @ cotangent[end : end + n]
     np.testing.assert_allclose(d_rhs[e], expected, atol=5e-5)
     end += n
+
+
+def test_shapes_are_checked():
+  lhs, rhs, sizes = case((5, 3))
+  with pytest.raises(ValueError, match="grouped_matmul"):
+    api.grouped_matmul(lhs, rhs, sizes[:1])
