@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from logging import LogRecord
+import traceback
+from logging import LogRecord, getLogger
 
 from absl import logging
 
@@ -14,6 +15,7 @@ from absl import logging
 def silence() -> None:
   """Once per process; errors themselves are raised as before."""
   logging.get_absl_logger().addFilter(_is_not_orbax)
+  getLogger("asyncio").addFilter(_is_not_orbax)  # tells of errors in tasks that nobody waited for once another failed
   previous = sys.unraisablehook
 
   def hook(unraisable):
@@ -25,4 +27,6 @@ def silence() -> None:
 
 
 def _is_not_orbax(record: LogRecord) -> bool:
-  return f"{os.sep}orbax{os.sep}" not in record.pathname
+  raised_in = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+  files = [record.pathname, *(frame.filename for frame in raised_in)]
+  return not any(f"{os.sep}orbax{os.sep}" in file for file in files)
