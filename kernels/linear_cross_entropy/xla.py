@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-CHUNK_BYTES = 32 * 2**20  # float32 logits held at a time on each batch shard
+CHUNK_BYTES = 64 * 2**20  # float32 logits held at a time on each batch shard; half of it costs 6% on CPU
 
 
 def _chunks(B: int, T: int, V: int) -> int:
