@@ -1,0 +1,222 @@
+"""Training steps on the CPU: tokens a second beside eager PyTorch, and the share of the machine's float32 matmul peak.
+
+  python benchmarks/train_cpu.py [--shapes=0.5M,1.5M,12M] [--repeats=9] [--json=FILE]
+
+Each repeat times a large matmul, our step and PyTorch's, one after the other; medians. Both steps use every core of the
+process's affinity, the same float32 shapes and batch, AdamW and clipping. A row holds one document, so PyTorch may use
+its causal kernel without a mask; ours masks by segment all the same. PyTorch is measured where it is installed. MaxText's
+figure was recorded on another 2-core machine and is not run here.
+
+Run it on an idle machine: PyTorch's threads wait for each other after every operation and lose far more than ours when
+something else wants a core. `taskset -c 0` compares one core each, which other work disturbs least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3_jax.allocator import keep_freed_memory
+from qwen3_jax.batch import Batch
+from qwen3_jax.config import pretrain_stage
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.flops import training_flops_per_token
+from qwen3_jax.objectives.next_token import next_token
+from qwen3_jax.optimizer import make_optimizer
+from qwen3_jax.sharding import make_mesh
+from qwen3_jax.train_state import create_state
+from qwen3_jax.train_step import make_train_step
+
+TORCH_BAR, TORCH_AIM, PEAK_BAR = 0.9, 1.2, 0.5
+MAXTEXT_TOKENS_PER_SECOND, MAXTEXT_BAR = 370.0, 5.0  # 12M, the upper end of what was recorded
+PEAK_SIZE = 2048  # of the square matrices whose product measures the machine
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  model: ModelConfig
+  batch_size: int
+  sequence_length: int
+
+  @property
+  def tokens(self) -> int:
+    return self.batch_size * self.sequence_length
+
+
+def shape(name: str, V: int, L: int, D: int, F: int, N: int, K: int, H: int, B: int, T: int) -> Shape:
+  model = ModelConfig(
+    name=name,
+    vocab_size=V,
+    num_layers=L,
+    hidden_size=D,
+    intermediate_size=F,
+    num_heads=N,
+    num_kv_heads=K,
+    head_dim=H,
+    unroll_layers=True,
+  )
+  return Shape(model, B, T)
+
+
+SHAPES = {
+  "0.5M": shape("0.5M", V=512, L=4, D=96, F=288, N=4, K=2, H=24, B=32, T=128),
+  "1.5M": shape("1.5M", V=512, L=5, D=160, F=448, N=5, K=1, H=32, B=32, T=128),
+  "12M": shape("12M", V=32_768, L=4, D=256, F=768, N=8, K=4, H=64, B=8, T=512),
+}
+
+
+def make_batch(shape: Shape) -> Batch:
+  B, T = shape.batch_size, shape.sequence_length
+  tokens = np.random.default_rng(0).integers(0, shape.model.vocab_size, (B, T + 1), dtype=np.int32)
+  return Batch(
+    tokens=np.ascontiguousarray(tokens[:, :-1]),
+    targets=np.ascontiguousarray(tokens[:, 1:]),
+    loss_weights=np.ones((B, T), np.float32),
+    positions=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+    segment_ids=np.ones((B, T), np.int32),
+  )
+
+
+def our_step(shape: Shape, batch: Batch) -> Callable[[], float]:
+  options = pretrain_stage().optimizer
+  optimizer = make_optimizer(options)
+  state = create_state(shape.model, optimizer, make_mesh({}, jax.devices()[:1]), seed=0)
+  step = jax.jit(make_train_step(shape.model, next_token(), optimizer, clip_norm=options.clip_norm), donate_argnums=0)
+  learning_rate = jnp.float32(options.peak_lr)
+
+  def run() -> float:
+    nonlocal state
+    state, metrics = step(state, batch, learning_rate)
+    return float(metrics["loss"])
+
+  return run
+
+
+def torch_step(shape: Shape, batch: Batch, threads: int) -> Callable[[], float] | None:
+  """None where PyTorch is not installed."""
+  try:
+    import torch_qwen3
+  except ModuleNotFoundError as error:
+    if error.name != "torch":
+      raise
+    return None
+  fields = {field.name: getattr(shape.model, field.name) for field in dataclasses.fields(torch_qwen3.Shape)}
+  step = torch_qwen3.make_step(torch_qwen3.Shape(**fields), threads=threads, packed=False)
+  return lambda: step(batch.tokens, batch.targets, batch.positions, batch.segment_ids)
+
+
+def peak_matmul() -> Callable[[], float]:
+  matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE), jnp.float32)
+  multiply = jax.jit(jnp.matmul)
+  return lambda: float(multiply(matrix, matrix)[0, 0])
+
+
+def seconds(run: Callable[[], float]) -> float:
+  start = time.perf_counter()
+  run()
+  return time.perf_counter() - start
+
+
+def measure(shape: Shape, repeats: int, threads: int) -> dict[str, Any]:
+  """Median seconds of each contender, and how often XLA compiled after the first step."""
+  batch = make_batch(shape)
+  runs = {"peak": peak_matmul(), "ours": our_step(shape, batch), "torch": torch_step(shape, batch, threads)}
+  present = {name: run for name, run in runs.items() if run is not None}
+  losses = {name: run() for name, run in present.items() if name != "peak"}
+  present["peak"]()
+  for loss in losses.values():
+    if abs(loss - np.log(shape.model.vocab_size)) > 0.5:
+      raise RuntimeError(f"first losses {losses}, expected ln({shape.model.vocab_size})")
+  compilations = 0
+
+  def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    nonlocal compilations
+    compilations += event == COMPILE_EVENT
+
+  jax.monitoring.register_event_duration_secs_listener(count)
+  times: dict[str, list[float]] = {name: [] for name in present}
+  for _ in range(repeats):
+    for name, run in present.items():
+      times[name].append(seconds(run))
+      time.sleep(0.02)  # OpenMP's threads spin for a moment after their work
+  return {name: statistics.median(samples) for name, samples in times.items()} | {"compilations": compilations}
+
+
+def row(name: str, unit: str, ours: float, peer: float | None, peer_name: str, bar: float | None) -> dict[str, Any]:
+  ratio = ours / peer if peer else None
+  holds = None if bar is None or ratio is None else ratio >= bar
+  peer_name = peer_name if peer else f"{peer_name}: missing"
+  return {
+    "name": name, "unit": unit, "ours": ours, "peer": peer, "peer_name": peer_name, "ratio": ratio, "bar": bar,
+    "holds": holds,
+  }  # fmt: skip
+
+
+def rows_of(shape: Shape, times: dict[str, Any]) -> list[dict[str, Any]]:
+  name, speed = shape.model.name, shape.tokens / times["ours"]
+  peer = shape.tokens / times["torch"] if "torch" in times else None
+  rows = [row(f"{name} train step", "tokens/s", speed, peer, "PyTorch eager", TORCH_BAR)]
+  if name == "12M":
+    rows.append(
+      row(f"{name} train step", "tokens/s", speed, MAXTEXT_TOKENS_PER_SECOND, "MaxText (recorded)", MAXTEXT_BAR)
+    )
+  peak = 2 * PEAK_SIZE**3 / times["peak"] / 1e9
+  achieved = speed * training_flops_per_token(shape.model, shape.sequence_length) / 1e9
+  bar = PEAK_BAR if name == "12M" else None
+  rows.append(row(f"{name} share of peak", "GFLOP/s", achieved, peak, "float32 matmul", bar))
+  once = row(f"{name} compilations", "count", 1 + times["compilations"], 1.0, "one", None)
+  rows.append(once | {"holds": times["compilations"] == 0})
+  return rows
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+  print(f"{'':22}{'unit':>10}{'ours':>10}{'peer':>10}{'ratio':>8}{'bar':>6}  holds  peer")
+  text = lambda value, digits: "-" if value is None else f"{value:,.{digits}f}"
+  for r in rows:
+    cells = f"{text(r['ours'], 0):>10}{text(r['peer'], 0):>10}{text(r['ratio'], 2):>8}{text(r['bar'], 1):>6}"
+    holds = {True: "yes", False: "NO", None: "-"}[r["holds"]]
+    print(f"{r['name']:22}{r['unit']:>10}{cells}  {holds:5}  {r['peer_name']}")
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--shapes", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}")
+  parser.add_argument("--repeats", type=int, default=9)
+  parser.add_argument("--json", type=Path)
+  arguments = parser.parse_args()
+  if os.getloadavg()[0] > 0.5:
+    print(f"warning: load average {os.getloadavg()[0]:.1f} at the start; PyTorch suffers from it more than we do")
+  names = arguments.shapes.split(",")
+  if unknown := [name for name in names if name not in SHAPES]:
+    parser.error(f"--shapes: unknown {', '.join(unknown)}; known: {', '.join(SHAPES)}")
+  keep_freed_memory()
+  threads = len(os.sched_getaffinity(0))
+  rows = []
+  for name in names:
+    rows += rows_of(SHAPES[name], measure(SHAPES[name], arguments.repeats, threads))
+  machine = f"{platform.machine()}, {threads} cores, jax {jax.__version__}"
+  print(machine)
+  print_table(rows)
+  print(f"Aim beside PyTorch: {TORCH_AIM}.")
+  if arguments.json:
+    arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+  sys.exit(any(r["holds"] is False for r in rows))
+
+
+if __name__ == "__main__":
+  main()
