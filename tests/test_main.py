@@ -119,7 +119,8 @@ class TestUninterrupted:
     assert "log_every was 1, is now 2" in ended.err
 
   def test_checkpoint_loads_and_converts(self, dense, tmp_path, material):
-    model, _ = qwen3_jax.load_pretrained(dense / "stages" / "s3")
+    model, tokenizer = qwen3_jax.load_pretrained(dense / "stages" / "s3")
+    assert tokenizer.decode(tokenizer.encode("def f(x):")) == "def f(x):"
     assert model.config.rope_theta == 1e6
     tokens = jnp.arange(24)[None] % run_helpers.VOCABULARY
     assert np.isfinite(np.asarray(model(tokens).logits)).all()
@@ -131,9 +132,10 @@ class TestUninterrupted:
       f"--output={tmp_path / 'hf'}",
     ]
     subprocess.run(command, env=material.environment, check=True, capture_output=True)
-    exported, _ = qwen3_jax.load_pretrained(tmp_path / "hf")
+    exported, its_tokenizer = qwen3_jax.load_pretrained(tmp_path / "hf")
     np.testing.assert_array_equal(np.asarray(model(tokens).logits), np.asarray(exported(tokens).logits))
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["rope_theta"] == 1e6
+    assert its_tokenizer.fingerprint == tokenizer.fingerprint
 
 
 def moments(random_source):

@@ -24,13 +24,13 @@ _PREPARED = "prepared:"
 def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[str, Path]]:
   """The tokenizer, and the prepared folder of every corpus that a stage of the pipeline reads.
 
-  A raw corpus is tokenised once into `config.data.cache`, or `workdir`/data. Without `config.tokenizer.path`, a
-  tokenizer is trained on the raw corpora and kept in `workdir`/tokenizer. Process 0 does the work, the others wait.
+  A raw corpus is tokenised once into `config.data.cache`, or `workdir`/data. `workdir`/tokenizer holds the tokenizer:
+  that of `config.tokenizer.path`, or one trained on the raw corpora. Process 0 does the work, the others wait.
 
   Raises DataError when a corpus or the tokenizer cannot be used with the model.
   """
   names = sorted({name for stage in config.pipeline for name in config.stages[stage].mixture})
-  tokenizer = _tokenizer(config, names, workdir / "tokenizer")
+  tokenizer = _tokenizer(config, names, workdir)
   rows = config.model.vocab_size
   if tokenizer.vocab_size > rows:
     raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocab_size={rows} rows")
@@ -38,16 +38,14 @@ def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[
   return tokenizer, {name: _prepared(config, name, cache, tokenizer) for name in names}
 
 
-def _tokenizer(config: ConfigDict, corpora: list[str], trained: Path) -> Tokenizer:
+def _tokenizer(config: ConfigDict, corpora: list[str], workdir: Path) -> Tokenizer:
+  kept = workdir / "tokenizer"  # what whoever loads a checkpoint of the run looks for
   if config.tokenizer.path:
-    try:
-      return Tokenizer.from_pretrained(config.tokenizer.path)
-    except (FileNotFoundError, ValueError) as error:
-      raise DataError(f"tokenizer.path={config.tokenizer.path!r}: {error}") from error
-  if not trained.exists() and jax.process_index() == 0:
-    print(f"Training a tokenizer of {config.tokenizer.train_vocab_size} pieces in {trained}", flush=True)
+    return _given_tokenizer(config.tokenizer.path, kept)
+  if not kept.exists() and jax.process_index() == 0:
+    print(f"Training a tokenizer of {config.tokenizer.train_vocab_size} pieces in {kept}", flush=True)
     size = int(config.tokenizer.train_megabytes * 1e6)
-    with atomic_folder(trained) as folder:
+    with atomic_folder(kept) as folder:
       model, texts = folder / "tokenizer.model", _sample(config, corpora, size)
       try:
         train_sentencepiece(texts, model, config.tokenizer.train_vocab_size, max_bytes=size)
@@ -55,8 +53,22 @@ def _tokenizer(config: ConfigDict, corpora: list[str], trained: Path) -> Tokeniz
         raise
       except ValueError as error:
         raise DataError(f"tokenizer.train_vocab_size={config.tokenizer.train_vocab_size}: {error}") from error
-  _wait_for(trained)
-  return Tokenizer.from_pretrained(trained)
+  _wait_for(kept)
+  return Tokenizer.from_pretrained(kept)
+
+
+def _given_tokenizer(path: str, kept: Path) -> Tokenizer:
+  try:
+    tokenizer = Tokenizer.from_pretrained(path)
+  except (FileNotFoundError, ValueError) as error:
+    raise DataError(f"tokenizer.path={path!r}: {error}") from error
+  if jax.process_index() == 0:
+    if not kept.exists():
+      with atomic_folder(kept) as folder:
+        tokenizer.save(folder)
+    elif Tokenizer.from_pretrained(kept).fingerprint != tokenizer.fingerprint:
+      raise DataError(f"tokenizer.path={path!r}: another tokenizer than this run began with, which is in {kept}")
+  return tokenizer
 
 
 def _sample(config: ConfigDict, corpora: list[str], size: int) -> Iterator[str]:

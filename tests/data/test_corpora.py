@@ -77,12 +77,22 @@ def test_tokenizer_is_trained_once_on_all_raw_corpora(material, tmp_path):
   assert again.fingerprint == tokenizer.fingerprint
 
 
+def test_run_keeps_its_tokenizer(material, tmp_path):
+  config = make_config(material, web=f"jsonl:{material.corpus}")
+  tokenizer, _ = prepare_corpora(config, tmp_path)
+  assert Tokenizer.from_pretrained(tmp_path / "tokenizer").fingerprint == tokenizer.fingerprint
+  run_helpers.train_sentencepiece(texts(material), tmp_path / "other.model", 400)
+  config.tokenizer.path = str(tmp_path / "other.model")
+  with pytest.raises(DataError, match=r"tokenizer.path='.*other.model': another tokenizer than this run began with"):
+    prepare_corpora(config, tmp_path)
+
+
 def test_prepared_source_is_used_where_it_lies(material, tmp_path):
   tokenizer = Tokenizer.from_pretrained(material.tokenizer)
   manifest = prepare(f"jsonl:{material.corpus}", tmp_path / "tokens", tokenizer, workers=1, progress=False)
   config = make_config(material, web=f"prepared:{tmp_path / 'tokens'}")
   _, corpora = prepare_corpora(config, tmp_path / "run")
-  assert corpora == {"web": tmp_path / "tokens"} and not (tmp_path / "run").exists()
+  assert corpora == {"web": tmp_path / "tokens"} and not (tmp_path / "run" / "data").exists()
   opened, _ = open_mixture(config.stages.s1.mixture, corpora)["web"]
   assert np.sum(opened.lengths) == manifest["splits"]["train"]["tokens"]
 
@@ -132,4 +142,5 @@ def test_what_cannot_be_used(material, tmp_path, kind):
   assert message in str(error.value) and "\n" not in str(error.value)
   if kind in ("no file", "field", "no manifest"):
     assert str(error.value).startswith("data.corpora.web")
-  assert not (tmp_path / "run" / "tokenizer").exists()
+  if kind not in ("no file", "field", "no manifest", "too many ids"):
+    assert not (tmp_path / "run" / "tokenizer").exists()
