@@ -4,8 +4,8 @@
 
 Each repeat times a large matmul, our step and PyTorch's, one after the other; medians. Both steps use every core of the
 process's affinity, the same float32 shapes and batch, AdamW and clipping. A row holds one document, so PyTorch may use
-its causal kernel without a mask; ours masks by segment all the same. PyTorch is measured where it is installed. MaxText's
-figure was recorded on another 2-core machine and is not run here.
+its causal kernel without a mask; ours masks by segment all the same. PyTorch is measured where it is installed.
+MaxText's figure was recorded on another 2-core machine and is not run here.
 
 Run it on an idle machine: PyTorch's threads wait for each other after every operation and lose far more than ours when
 something else wants a core. `taskset -c 0` compares one core each, which other work disturbs least.
