@@ -173,8 +173,7 @@ def test_next_stage_starts_from_the_parameters_of_the_one_before(material, train
   """With a learning rate of nearly nothing the parameters after S2 are those after S1."""
   pipeline, _ = trained
   tiny = {"stages__s2__optimizer__peak_lr": 1e-30, "stages__s2__optimizer__final_lr": 0.0}
-  still = Pipeline(material, pipeline.workdir.path.parent / "still", **tiny)
-  still.workdir.path.mkdir()
+  still = Pipeline(material, tmp_path, **tiny)
   os.symlink(pipeline.workdir.path / "stages" / "s1", _parent(still.workdir.stage("s1")))
   still.run("s2", "s1")
   ends = still.parameters("s2"), pipeline.parameters("s1")
