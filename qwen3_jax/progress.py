@@ -106,6 +106,11 @@ class Progress:
       share = f"{step / max(self._total, 1):.0%}"
       self._print("  ".join(filter(None, (f"step {step}/{self._total} ({share})", self._shown, self._eta(now)))))
 
+  def say(self, text: str) -> None:
+    """A line of its own."""
+    if self._is_first:
+      self._print(text)
+
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
     """Announces a long operation between steps, e.g. "compiling"; the time it takes is not a stall."""

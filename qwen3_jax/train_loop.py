@@ -240,4 +240,14 @@ class _Run:
         self.writer.write(step, results)
       for sample in self.stage.sample(state.params):
         self.writer.write_sample(step, sample.prompt, sample.text)
+    if losses:
+      self.progress.say(f"validation after step {step}: {self._compared_to_unigrams(results)}")
     return results
+
+  def _compared_to_unigrams(self, results: dict[str, float]) -> str:
+    facts = self.stage.facts
+    parts = [
+      f"{domain} {results[f'validation/{domain}/loss']:.3f} (unigram entropy {facts[f'unigram_entropy/{domain}']:.3f})"
+      for domain in self.stage.validation
+    ]
+    return ", ".join(parts)
