@@ -21,11 +21,10 @@ _HOLDER = """
 import os, sys, time
 from qwen3_jax.workdir import Workdir
 with Workdir(sys.argv[1]):
-  child = os.fork()
-  if child == 0:
+  if os.fork() == 0:
+    print(os.getpid(), flush=True)
     time.sleep(120)
     os._exit(0)
-  print(child, flush=True)
   time.sleep(120)
 """
 
