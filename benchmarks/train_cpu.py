@@ -1,9 +1,10 @@
 """Training steps on the CPU: tokens a second beside eager PyTorch, and the share of the machine's float32 matmul peak.
 
-  python benchmarks/train_cpu.py [--shapes=0.5M,1.5M,12M] [--repeats=9] [--json=FILE]
+  python benchmarks/train_cpu.py [--shapes=0.5M,1.5M,12M] [--repeats=9] [--devices=N] [--json=FILE]
 
 Each repeat times a large matmul, our step and PyTorch's, one after the other; medians. Both steps use every core of the
-process's affinity, the same float32 shapes and batch, AdamW and clipping. A row holds one document, so PyTorch may use
+process's affinity, the same float32 shapes and batch, AdamW and clipping; ours is data-parallel over one virtual device
+a core, unless --devices says otherwise (config.cpu_devices in a run). A row holds one document, so PyTorch may use
 its causal kernel without a mask; ours masks by segment all the same. PyTorch is measured where it is installed.
 MaxText's figure was recorded on another 2-core machine and is not run here.
 
@@ -37,12 +38,13 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.objectives.next_token import next_token
 from qwen3_jax.optimizer import make_optimizer
-from qwen3_jax.sharding import make_mesh
+from qwen3_jax.sharding import batch_sharding, make_mesh, replicated
 from qwen3_jax.train_state import create_state
 from qwen3_jax.train_step import make_train_step
 
 TORCH_BAR, TORCH_AIM, PEAK_BAR = 0.9, 1.2, 0.5
 MAXTEXT_TOKENS_PER_SECOND, MAXTEXT_BAR = 370.0, 5.0  # 12M, the upper end of what was recorded
+WARM_UP = 2  # steps until the heap has its size
 PEAK_SIZE = 2048  # of the square matrices whose product measures the machine
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -95,13 +97,16 @@ def make_batch(shape: Shape) -> Batch:
 def our_step(shape: Shape, batch: Batch) -> Callable[[], float]:
   options = pretrain_stage().optimizer
   optimizer = make_optimizer(options)
-  state = create_state(shape.model, optimizer, make_mesh({}, jax.devices()[:1]), seed=0)
+  mesh = make_mesh({"data": -1})
+  state = create_state(shape.model, optimizer, mesh, seed=0)
   step = jax.jit(make_train_step(shape.model, next_token(), optimizer, clip_norm=options.clip_norm), donate_argnums=0)
-  learning_rate = jnp.float32(options.peak_lr)
+  on_devices = jax.device_put(batch, batch_sharding(mesh))
+  learning_rate = jax.device_put(jnp.float32(options.peak_lr), replicated(mesh))
 
   def run() -> float:
     nonlocal state
-    state, metrics = step(state, batch, learning_rate)
+    with jax.set_mesh(mesh):
+      state, metrics = step(state, on_devices, learning_rate)
     return float(metrics["loss"])
 
   return run
@@ -138,7 +143,9 @@ def measure(shape: Shape, repeats: int, threads: int) -> dict[str, Any]:
   runs = {"peak": peak_matmul(), "ours": our_step(shape, batch), "torch": torch_step(shape, batch, threads)}
   present = {name: run for name, run in runs.items() if run is not None}
   losses = {name: run() for name, run in present.items() if name != "peak"}
-  present["peak"]()
+  for run in present.values():
+    for _ in range(WARM_UP):
+      run()
   for loss in losses.values():
     if abs(loss - np.log(shape.model.vocab_size)) > 0.5:
       raise RuntimeError(f"first losses {losses}, expected ln({shape.model.vocab_size})")
@@ -197,6 +204,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--shapes", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}")
   parser.add_argument("--repeats", type=int, default=9)
+  parser.add_argument("--devices", type=int, help="virtual devices of ours; one a core unless given")
   parser.add_argument("--json", type=Path)
   arguments = parser.parse_args()
   if os.getloadavg()[0] > 0.5:
@@ -206,10 +214,14 @@ def main() -> None:
     parser.error(f"--shapes: unknown {', '.join(unknown)}; known: {', '.join(SHAPES)}")
   keep_freed_memory()
   threads = len(os.sched_getaffinity(0))
+  devices = arguments.devices or threads
+  if uneven := [name for name in names if SHAPES[name].batch_size % devices]:
+    parser.error(f"--devices={devices} does not divide the batch of {', '.join(uneven)}")
+  jax.config.update("jax_num_cpu_devices", devices)
   rows = []
   for name in names:
     rows += rows_of(SHAPES[name], measure(SHAPES[name], arguments.repeats, threads))
-  machine = f"{platform.machine()}, {threads} cores, jax {jax.__version__}"
+  machine = f"{platform.machine()}, {threads} cores, {devices} virtual devices, jax {jax.__version__}"
   print(machine)
   print_table(rows)
   print(f"Aim beside PyTorch: {TORCH_AIM}.")
