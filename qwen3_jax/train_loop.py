@@ -20,10 +20,10 @@ from qwen3_jax.metrics import MetricWriter, device_peak_flops
 from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.progress import Progress
-from qwen3_jax.sharding import batch_sharding, replicated
+from qwen3_jax.sharding import batch_sharding
 from qwen3_jax.stages.stage import Stage
-from qwen3_jax.train_state import TrainState, abstract_state, create_state, next_stage_state
-from qwen3_jax.train_step import make_evaluation_step, make_train_step
+from qwen3_jax.train_state import TrainState, create_state, next_stage_state
+from qwen3_jax.train_step import make_evaluation_step
 from qwen3_jax.workdir import Workdir
 
 STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
@@ -59,7 +59,7 @@ def run_stage(
   """
   if jax.process_index() == 0:  # makes every checkpoint of the stage one that load_pretrained reads
     workdir.stage(stage.name).mkdir(parents=True, exist_ok=True)
-    write_config(workdir.stage(stage.name), stage.model, np.dtype(stage.model.param_dtype), {})
+    write_config(workdir.stage(stage.name), stage.program.model, np.dtype(stage.program.model.param_dtype), {})
   checkpoints = Checkpointer(workdir.checkpoints(stage.name), keep=config.checkpoint.keep)
   try:
     run = _Run(stage, config, workdir, mesh, checkpoints, tokens_before)
@@ -74,13 +74,13 @@ def _starting_state(
   stage: Stage, config: ConfigDict, workdir: Workdir, mesh: Mesh, previous: str | None, checkpoints: Checkpointer
 ) -> TrainState:
   """The first that there is: this stage's newest checkpoint, the end of the stage before, a fresh initialisation."""
-  abstract = abstract_state(stage.model, stage.optimizer, mesh)
+  abstract = stage.program.abstract_state(mesh)
   restored = checkpoints.restore(abstract)
   if restored is not None:
     stage.batches.set_state(restored.data_state)
     return restored.state
   if previous is None:
-    return create_state(stage.model, stage.optimizer, mesh, config.seed)
+    return create_state(stage.program.model, stage.program.optimizer, mesh, config.seed)
   with_previous = Checkpointer(workdir.checkpoints(previous), keep=config.checkpoint.keep)
   try:
     restored = with_previous.restore(abstract)
@@ -108,11 +108,11 @@ class _Run:
     self.tokens_before = tokens_before
     self.workdir = workdir
     self.writer = MetricWriter(workdir, stage.name)
-    self.flops_per_token = training_flops_per_token(stage.model, stage.batch_shape[1])
+    self.flops_per_token = training_flops_per_token(stage.program.model, stage.program.batch_shape[1])
     peak = device_peak_flops(mesh.devices.flat[0])
     devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.size  # virtual devices share one processor
     self.peak_flops = peak * devices if peak else None
-    self.evaluate_step: Any = jax.jit(make_evaluation_step(stage.model, stage.objective))
+    self.evaluate_step: Any = jax.jit(make_evaluation_step(stage.program.model, stage.program.objective))
     self.checksum = 0
     self.data_wait = 0.0
     self.window_start = (0, 0.0)  # step and time since which speed is measured
@@ -124,7 +124,8 @@ class _Run:
     in_flight: collections.deque[_Pending] = collections.deque()
     with Progress(stage.name, stage.steps, step, stall_seconds=self.config.stall_seconds) as self.progress:
       if step < stage.steps:
-        compiled = self._compile(state)
+        with self.progress.phase("compiling"):
+          compiled = stage.program.lower(self.mesh).compile()
       learning_rates = np.asarray(jax.vmap(stage.schedule)(np.arange(stage.steps)), np.float32)
       if step == 0:
         self.writer.write(0, stage.facts)
@@ -156,30 +157,6 @@ class _Run:
         self.checkpoints.wait()
     self.writer.close()
 
-  def _compile(self, state: TrainState):
-    """The train step, compiled ahead of time: a shape that changed would be an error, never a second compilation."""
-    stage = self.stage
-    step = make_train_step(
-      stage.model,
-      stage.objective,
-      stage.optimizer,
-      clip_norm=stage.clip_norm,
-      micro_batches=stage.micro_batches,
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    sharding = batch_sharding(self.mesh)
-    jitted = jax.jit(
-      step,
-      donate_argnums=0,
-      in_shardings=(shardings, sharding, replicated(self.mesh)),
-      out_shardings=(shardings, replicated(self.mesh)),
-    )
-    integers = jax.ShapeDtypeStruct(stage.batch_shape, np.int32, sharding=sharding)
-    floats = jax.ShapeDtypeStruct(stage.batch_shape, np.float32, sharding=sharding)
-    with self.progress.phase("compiling"):
-      batch = Batch(integers, integers, floats, integers, integers)
-      return jitted.lower(state, batch, jax.ShapeDtypeStruct((), np.float32)).compile()
-
   def _next_batch(self, state: TrainState) -> Batch:
     """The next batch on the devices; its time is what training waits for data."""
     started = time.monotonic()
@@ -191,7 +168,7 @@ class _Run:
 
   def _to_devices(self, local: Batch) -> Batch:
     sharding = batch_sharding(self.mesh)
-    place = lambda x: jax.make_array_from_process_local_data(sharding, x, self.stage.batch_shape)
+    place = lambda x: jax.make_array_from_process_local_data(sharding, x, self.stage.program.batch_shape)
     return jax.tree.map(place, local)
 
   def _finish(self, pending: _Pending) -> None:
@@ -205,10 +182,10 @@ class _Run:
     start, since = self.window_start
     now = time.monotonic()
     seconds = (now - since) / max(step - start, 1)
-    speed = stage.tokens_per_step / max(seconds, 1e-9)
+    speed = stage.program.tokens_per_step / max(seconds, 1e-9)
     mfu = speed * self.flops_per_token / self.peak_flops if self.peak_flops else float("nan")
     metrics |= {
-      "tokens_seen": self.tokens_before + step * stage.tokens_per_step,
+      "tokens_seen": self.tokens_before + step * stage.program.tokens_per_step,
       "tokens_per_second": speed,
       "step_seconds": seconds,
       "data_wait_seconds": self.data_wait / max(step - start, 1),

@@ -22,6 +22,7 @@ from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.objectives.next_token import next_token
 from qwen3_jax.optimizer import make_optimizer, make_schedule
 from qwen3_jax.stages.stage import Sample, Stage
+from qwen3_jax.train_program import TrainProgram
 from qwen3_jax.train_state import TrainState
 
 
@@ -44,10 +45,23 @@ class PackedBatches:
     self._iterator.close()
 
 
+def make_program(config: ConfigDict, name: str) -> TrainProgram:
+  """The train step of stage `name` of a checked config; opens nothing."""
+  settings = config.stages[name]
+  return TrainProgram(
+    model=make_model_config(config, rope_theta=settings.rope_theta),
+    objective=next_token(settings.z_loss),
+    optimizer=make_optimizer(settings.optimizer),
+    batch_shape=(settings.batch_size, settings.sequence_length),
+    micro_batches=settings.micro_batches,
+    clip_norm=settings.optimizer.clip_norm,
+  )
+
+
 def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenizer: Tokenizer) -> Stage:
   """Stage `name` of a checked config; `corpora` gives the folder of each prepared corpus."""
   settings = config.stages[name]
-  model = make_model_config(config, rope_theta=settings.rope_theta)
+  program = make_program(config, name)
   B, T = settings.batch_size, settings.sequence_length
   steps = trained_tokens(settings) // (B * T)
   processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -68,19 +82,14 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
   )
   return Stage(
     name=name,
-    model=model,
-    objective=next_token(settings.z_loss),
-    optimizer=make_optimizer(settings.optimizer),
+    program=program,
     schedule=make_schedule(settings.optimizer, steps),
     steps=steps,
-    batch_shape=(B, T),
-    micro_batches=settings.micro_batches,
-    clip_norm=settings.optimizer.clip_norm,
     max_skipped_steps=settings.max_skipped_steps,
     batches=PackedBatches(iterator),
     evaluate_every=settings.evaluate_every,
     validation=validation,
-    sample=_sampler(model, tokenizer, tuple(settings.sample_prompts), settings.sample_tokens),
+    sample=_sampler(program.model, tokenizer, tuple(settings.sample_prompts), settings.sample_tokens),
     facts={f"unigram_entropy/{domain}": unigram_entropy(batches) for domain, batches in validation.items()},
   )
 

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import optax
 
 from qwen3_jax.batch import Batch
-from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
-from qwen3_jax.objectives.loss_output import Objective
+from qwen3_jax.train_program import TrainProgram
 from qwen3_jax.train_state import TrainState
 
 
@@ -40,21 +39,12 @@ class Sample:
 @dataclasses.dataclass(frozen=True)
 class Stage:
   name: str
-  model: ModelConfig
-  objective: Objective
-  optimizer: optax.GradientTransformation
+  program: TrainProgram
   schedule: optax.Schedule
   steps: int
-  batch_shape: tuple[int, int]  # global [B, T]
-  micro_batches: int
-  clip_norm: float
   max_skipped_steps: int
   batches: BatchSource
   evaluate_every: int
   validation: dict[str, list[Batch]]  # domain -> this process's rows of fixed batches
   sample: Callable[[Parameters], list[Sample]]
   facts: dict[str, float]  # scalars written once, e.g. unigram_entropy/<domain>
-
-  @property
-  def tokens_per_step(self) -> int:
-    return self.batch_shape[0] * self.batch_shape[1]

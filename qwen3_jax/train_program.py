@@ -1,0 +1,62 @@
+"""TrainProgram: what is compiled for one stage, on devices that are here or for a topology that is not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from qwen3_jax.batch import Batch
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.objectives.loss_output import Objective
+from qwen3_jax.sharding import batch_sharding, replicated
+from qwen3_jax.train_state import TrainState, abstract_state
+from qwen3_jax.train_step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+  """Everything that decides the train step; nothing of data, schedule or logging."""
+
+  model: ModelConfig
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  batch_shape: tuple[int, int]  # global [B, T]
+  micro_batches: int
+  clip_norm: float
+
+  @property
+  def tokens_per_step(self) -> int:
+    return self.batch_shape[0] * self.batch_shape[1]
+
+  def abstract_state(self, mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs with their shardings; allocates nothing."""
+    return abstract_state(self.model, self.optimizer, mesh)
+
+  def abstract_batch(self, mesh: Mesh) -> Batch:
+    sharding = batch_sharding(mesh)
+    integers = jax.ShapeDtypeStruct(self.batch_shape, np.int32, sharding=sharding)
+    floats = jax.ShapeDtypeStruct(self.batch_shape, np.float32, sharding=sharding)
+    return Batch(integers, integers, floats, integers, integers)
+
+  def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+    """The train step on `mesh`, traced and lowered; `.compile()` gives `step(state, batch, learning_rate)`.
+
+    Compiled ahead of time, a shape that changed is an error, never a second compilation. The state is donated.
+    """
+    step = make_train_step(
+      self.model, self.objective, self.optimizer, clip_norm=self.clip_norm, micro_batches=self.micro_batches
+    )
+    state = self.abstract_state(mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(
+      step,
+      donate_argnums=0,
+      in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+      out_shardings=(shardings, replicated(mesh)),
+    )
+    with jax.set_mesh(mesh):
+      return jitted.lower(state, self.abstract_batch(mesh), jax.ShapeDtypeStruct((), np.float32))
