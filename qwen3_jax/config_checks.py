@@ -76,7 +76,7 @@ def expected_config(config: ConfigDict) -> ConfigDict:
   return expected
 
 
-def validate(config: ConfigDict, device_count: int | None = None, process_count: int = 1) -> None:
+def validate(config: ConfigDict, device_count: int | None = None) -> None:
   """Raises ConfigError with every problem of `config`.
 
   Without `device_count` the mesh is checked only as far as that does not need the number of devices.
@@ -90,7 +90,7 @@ def validate(config: ConfigDict, device_count: int | None = None, process_count:
   found += mesh_problems
   found += _model_problems(sound, sizes)
   for name, stage in sound.stages.items():
-    found += _stage_problems(f"stages.{name}", stage, sound, sizes, process_count)
+    found += _stage_problems(f"stages.{name}", stage, sound, sizes)
   if found:
     raise ConfigError(found)
 
@@ -217,9 +217,7 @@ def _model_problems(config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
       yield f"model.{key}={model[key]}: cannot be divided over mesh.{axis}={sizes[axis]}"
 
 
-def _stage_problems(
-  prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int], process_count: int
-) -> Iterator[str]:
+def _stage_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
   if stage.kind not in STAGE_KINDS:
     yield (
       f"{prefix}.kind={stage.kind!r}: unknown kind of stage.{did_you_mean(stage.kind, STAGE_KINDS)}"
@@ -231,7 +229,7 @@ def _stage_problems(
   yield from not_counts
   yield from _at_least(prefix, stage, 0, "max_skipped_steps sample_tokens z_loss")
   if not not_counts:
-    yield from _batch_problems(prefix, stage, config, sizes, process_count)
+    yield from _batch_problems(prefix, stage, config, sizes)
   if stage.rope_theta <= 1:
     yield f"{prefix}rope_theta={stage.rope_theta}: must be greater than 1"
   yield from _mixture_problems(prefix, stage, config)
@@ -241,9 +239,7 @@ def _stage_problems(
   yield from _optimizer_problems(f"{prefix}optimizer.", stage.optimizer)
 
 
-def _batch_problems(
-  prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int], process_count: int
-) -> Iterator[str]:
+def _batch_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
   batch, micro, length = stage.batch_size, stage.micro_batches, stage.sequence_length
   shards = math.prod(sizes[axis] for axis in BATCH_AXES)
   if batch % micro:
@@ -253,8 +249,6 @@ def _batch_problems(
       f"{prefix}batch_size={batch}: a micro-batch of {batch // micro} sequences cannot be divided over"
       f" {' * '.join(BATCH_AXES)} = {shards} devices"
     )
-  if batch % process_count:
-    yield f"{prefix}batch_size={batch}: cannot be divided over {process_count} processes"
   if length % sizes["context"]:
     yield f"{prefix}sequence_length={length}: cannot be divided over mesh.context={sizes['context']}"
   if length > config.model.max_position_embeddings:

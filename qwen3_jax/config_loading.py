@@ -67,16 +67,13 @@ def parse_arg(arg: str, **arguments: Any) -> SimpleNamespace:
   return SimpleNamespace(**values)
 
 
-def load(
-  path: str, overrides: Sequence[str] = (), *, device_count: int | None = None, process_count: int = 1
-) -> ConfigDict:
+def load(path: str, overrides: Sequence[str] = (), *, device_count: int | None = None) -> ConfigDict:
   """The locked and valid configuration of an experiment.
 
   Args:
     path: a file that has `get_config(arg)`, then optionally `:` and arguments: `experiments/miniature.py:model=moe`.
     overrides: `key=value` with dotted keys; later ones win. Integers may be written 1e9, tuples as in Python.
     device_count: when known, the mesh is checked against it.
-    process_count: likewise.
 
   Raises:
     ConfigError: with all problems of the arguments, the overrides and the values.
@@ -93,7 +90,7 @@ def load(
     raise ConfigError([f"{path}: {str(error).strip() or type(error).__name__}"]) from error
   problems += _apply(config, overrides)
   try:
-    validate(config, device_count, process_count)
+    validate(config, device_count)
   except ConfigError as error:
     problems += error.problems
   if problems:

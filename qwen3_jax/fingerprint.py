@@ -36,11 +36,12 @@ def _plain(x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _compiled(sharding: Sharding | None):
-  one = jax.jit(_on_device)  # traced once for all arrays of a shape
-  return jax.jit(lambda leaves: jnp.stack([one(x) for x in leaves]), out_shardings=sharding)
+  return jax.jit(lambda leaves: jnp.stack([fingerprint_on_device(x) for x in leaves]), out_shardings=sharding)
 
 
-def _on_device(x: jax.Array) -> jax.Array:
+@jax.jit
+def fingerprint_on_device(x: jax.Array) -> jax.Array:
+  """The fingerprint of one array as uint32 [] on its devices, for whoever does not want to wait for it."""
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)

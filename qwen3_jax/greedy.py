@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters, from_parameters
+from qwen3_jax.sharding import current_mesh
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -25,7 +27,9 @@ def _continue(config: ModelConfig, params: Parameters, tokens: jax.Array, length
     chosen = jnp.argmax(model.logits(final), axis=-1).astype(jnp.int32)
     return tokens.at[rows, t].set(jnp.where(t < lengths, tokens[:, t], chosen))
 
-  return jax.lax.fori_loop(jnp.min(lengths), T, fill, tokens)
+  filled = jax.lax.fori_loop(jnp.min(lengths), T, fill, tokens)
+  mesh = current_mesh()
+  return filled if mesh is None else jax.lax.with_sharding_constraint(filled, P())  # whole on every process
 
 
 def greedy_continuation(

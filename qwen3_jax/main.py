@@ -1,7 +1,7 @@
 """Runs an experiment: python -m qwen3_jax.main --config=experiments/miniature.py --workdir=workdir/miniature
 
 Stages run in the order of config.pipeline. The same command continues a run that was stopped: finished stages are
-skipped, the one under way resumes from its newest checkpoint.
+skipped, the one under way resumes from its newest checkpoint. On a pod it runs once on every host (docs/tpu.md).
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the report go.", required=True)
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, when JAX cannot detect it.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, when JAX cannot detect them.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, when JAX cannot detect it.")
+_HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 30, "Silence after which a process counts as dead.", 5)
 # What a user mends without reading a traceback: full disks, and places that cannot be written or read.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -35,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
   config = config_from_flags()
   logging.set_verbosity(logging.WARNING)
 
-  from qwen3_jax.workdir import Workdir, WorkdirError
+  from qwen3_jax.workdir import Workdir
 
   workdir = Workdir(_WORKDIR.value)
   if _is_finished(config, workdir):  # found out without devices, which take long to start and may be elsewhere by now
@@ -43,32 +47,49 @@ def main(argv: Sequence[str]) -> None:
 
   import jax
 
+  from qwen3_jax import distributed
   from qwen3_jax.allocator import keep_freed_memory
-  from qwen3_jax.checkpoint import CheckpointError
-  from qwen3_jax.data.records import DataError
   from qwen3_jax.preemption import Preempted
-  from qwen3_jax.safetensors_io import WeightsError
-  from qwen3_jax.train_loop import NonFiniteError
 
   keep_freed_memory()
   jax.config.update("jax_num_cpu_devices", config.cpu_devices)
   if os.environ.get("JAX_COMPILATION_CACHE_DIR") is None:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/qwen3_jax/xla"))
   try:
-    validate(config, jax.device_count(), jax.process_count())
+    distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, heartbeat_seconds=_HEARTBEAT.value)
+    validate(config, jax.device_count())
     with workdir if jax.process_index() == 0 else contextlib.nullcontext():
       run_pipeline(config, workdir)
+    distributed.stop()
   except Preempted as notice:
-    print(f"{notice}. The same command continues.")
-  except (ConfigError, CheckpointError, DataError, NonFiniteError, WeightsError, WorkdirError) as error:
-    sys.exit(f"error: {error}")
-  except OSError as error:
-    if error.errno not in _DISK_ERRORS:
+    if jax.process_index() == 0:
+      print(f"{notice}. The same command continues.")
+    distributed.stop()
+  except (Exception, KeyboardInterrupt) as error:
+    explained = _explanation(error, config, workdir)
+    if jax.distributed.is_initialized():
+      distributed.leave(explained or error)
+    if explained is None:
       raise
-    where = error.filename or workdir
-    sys.exit(
-      f"error: {where}: {error.strerror}. The same command continues from {_newest_checkpoint(config, workdir)}."
-    )
+    sys.exit(f"error: {explained}")
+
+
+def _explanation(error: BaseException, config: ConfigDict, workdir: Workdir) -> str | None:
+  """What to tell a user who can mend it; None for an error that nobody foresaw."""
+  from qwen3_jax.checkpoint import CheckpointError
+  from qwen3_jax.data.records import DataError
+  from qwen3_jax.distributed import StartError
+  from qwen3_jax.safetensors_io import WeightsError
+  from qwen3_jax.train_loop import NonFiniteError
+  from qwen3_jax.workdir import WorkdirError
+
+  known = (ConfigError, CheckpointError, DataError, NonFiniteError, StartError, WeightsError, WorkdirError)
+  if isinstance(error, known):
+    return str(error)
+  if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+    newest = _newest_checkpoint(config, workdir)
+    return f"{error.filename or workdir}: {error.strerror}. The same command continues from {newest}."
+  return None
 
 
 def _newest_checkpoint(config: ConfigDict, workdir: Workdir) -> str:
@@ -101,6 +122,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
   import jax
 
   from qwen3_jax.data.corpora import prepare_corpora
+  from qwen3_jax.distributed import on_first_process
   from qwen3_jax.preemption import Preempted, PreemptionNotice
   from qwen3_jax.report import write_report
   from qwen3_jax.sharding import make_mesh
@@ -113,11 +135,10 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
     if workdir.config.exists():
       _warn_of_differences(ConfigDict(read_json(workdir.config)), config, workdir)
     write_json(workdir.config, config.to_dict())
-
     write_json(workdir.environment, environment())
   mesh = make_mesh(config.mesh.to_dict())
   tokenizer, corpora = prepare_corpora(config, workdir.path)
-  done = [name for name in config.pipeline if workdir.is_done(name)]
+  done = on_first_process(lambda: [name for name in config.pipeline if workdir.is_done(name)])
   left = [name for name in _stages(config) if name not in done]
   with PreemptionNotice() as notice:
     for name in left:
@@ -126,7 +147,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
       if missing:
         logging.warning("stage %r runs without %s before it", name, ", ".join(missing))
       ran = [stage for stage in before if stage in done]
-      stage = pretrain.make_stage(config, name, corpora, tokenizer)
+      stage = pretrain.make_stage(config, name, corpora, tokenizer, mesh)
       tokens_before = sum(pretrain.trained_tokens(config.stages[stage]) for stage in ran)
       run_stage(stage, config, workdir, mesh, ran[-1] if ran else None, tokens_before, notice)
       done.append(name)

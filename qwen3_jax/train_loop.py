@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-import zlib
 from typing import Any
 
 import jax
@@ -15,9 +14,11 @@ from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
 from qwen3_jax.checkpoint import Checkpointer, CheckpointError
+from qwen3_jax.fingerprint import fingerprint_on_device
 from qwen3_jax.huggingface import write_config
 from qwen3_jax.metrics import MetricWriter, device_peak_flops
 from qwen3_jax.models.flops import training_flops_per_token
+from qwen3_jax.placement import local_rows, to_devices
 from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.progress import Progress
 from qwen3_jax.sharding import batch_sharding
@@ -65,9 +66,13 @@ def run_stage(
     run = _Run(stage, config, workdir, mesh, checkpoints, tokens_before)
     with jax.set_mesh(mesh):
       run.train(_starting_state(stage, config, workdir, mesh, previous, checkpoints), notice)
-  finally:
+  except BaseException:
     stage.batches.close()
-    checkpoints.close()
+    if jax.process_count() == 1:  # several would wait for each other, and one may be gone
+      checkpoints.close()
+    raise
+  stage.batches.close()
+  checkpoints.close()
 
 
 def _starting_state(
@@ -96,8 +101,7 @@ class _Pending:
   """A step that was dispatched and whose metrics have not been fetched."""
 
   step: int
-  metrics: dict[str, jax.Array]
-  data_checksum: int
+  metrics: dict[str, jax.Array]  # with the fingerprint of the batch's tokens where the step is logged
 
 
 class _Run:
@@ -105,15 +109,16 @@ class _Run:
     self, stage: Stage, config: ConfigDict, workdir: Workdir, mesh: Mesh, checkpoints: Checkpointer, tokens_before: int
   ):
     self.stage, self.config, self.mesh, self.checkpoints = stage, config, mesh, checkpoints
+    self.rows = local_rows(batch_sharding(mesh), stage.program.batch_shape)
     self.tokens_before = tokens_before
     self.workdir = workdir
     self.writer = MetricWriter(workdir, stage.name)
     self.flops_per_token = training_flops_per_token(stage.program.model, stage.program.batch_shape[1])
-    peak = device_peak_flops(mesh.devices.flat[0])
-    devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.size  # virtual devices share one processor
+    device = mesh.local_devices[0]
+    peak = device_peak_flops(device)
+    devices = 1 if device.platform == "cpu" else mesh.size  # virtual devices share one processor
     self.peak_flops = peak * devices if peak else None
     self.evaluate_step: Any = jax.jit(make_evaluation_step(stage.program.model, stage.program.objective))
-    self.checksum = 0
     self.data_wait = 0.0
     self.window_start = (0, 0.0)  # step and time since which speed is measured
 
@@ -134,7 +139,9 @@ class _Run:
         batch = self._next_batch(state)
         state, metrics = compiled(state, batch, learning_rates[step])
         step += 1
-        in_flight.append(_Pending(step, metrics, self.checksum))
+        if self._is_logged(step):
+          metrics["data_checksum"] = fingerprint_on_device(batch.tokens)
+        in_flight.append(_Pending(step, metrics))
         while len(in_flight) > STEPS_IN_FLIGHT:
           self._finish(in_flight.popleft())
 
@@ -161,24 +168,26 @@ class _Run:
     """The next batch on the devices; its time is what training waits for data."""
     started = time.monotonic()
     local = self.stage.batches.next_batch(state)
-    self.checksum = zlib.crc32(np.ascontiguousarray(local.tokens).tobytes())
     batch = self._to_devices(local)
     self.data_wait += time.monotonic() - started
     return batch
 
   def _to_devices(self, local: Batch) -> Batch:
-    sharding = batch_sharding(self.mesh)
-    place = lambda x: jax.make_array_from_process_local_data(sharding, x, self.stage.program.batch_shape)
-    return jax.tree.map(place, local)
+    return to_devices(local, self.rows, batch_sharding(self.mesh), self.stage.program.batch_shape)
+
+  def _is_logged(self, step: int) -> bool:
+    return step % self.config.log_every == 0 or step == self.stage.steps
 
   def _finish(self, pending: _Pending) -> None:
     """Waits for a step; logs it if it is one to log."""
     stage, step = self.stage, pending.step
-    if step % self.config.log_every and step != stage.steps:
+    if not self._is_logged(step):
       jax.block_until_ready(pending.metrics)
       self.progress.update(step)
       return
-    metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+    fetched = jax.device_get(pending.metrics)
+    checksum = int(fetched.pop("data_checksum"))
+    metrics = {name: float(value) for name, value in fetched.items()}
     start, since = self.window_start
     now = time.monotonic()
     seconds = (now - since) / max(step - start, 1)
@@ -190,12 +199,13 @@ class _Run:
       "step_seconds": seconds,
       "data_wait_seconds": self.data_wait / max(step - start, 1),
       "mfu": mfu,
-      "data_checksum": pending.data_checksum,
+      "data_checksum": checksum,
     }
     self.window_start, self.data_wait = (step, now), 0.0
     self.writer.write(step, metrics)
     self.progress.update(step, loss=metrics["loss"], tokens_per_second=speed, mfu=mfu)
     if metrics["skipped_steps"] > stage.max_skipped_steps:
+      self.checkpoints.wait()
       raise NonFiniteError(
         f"stage {stage.name!r}, step {step}: loss or gradient was not finite in {int(metrics['skipped_steps'])} steps"
         f" in a row (max_skipped_steps={stage.max_skipped_steps}); the parameters are those before them"

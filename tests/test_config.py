@@ -215,7 +215,7 @@ def test_command_line(experiment):
 
 def test_valid_config_passes():
   validate(valid_config())
-  validate(valid_config(), device_count=8, process_count=2)
+  validate(valid_config(), device_count=8)
 
 
 def test_misspelt_keys_of_an_experiment_are_found():
@@ -293,12 +293,11 @@ def test_impossible_mesh(mesh, devices, expected):
   assert expected in problems_of(config, device_count=devices)
 
 
-def test_experts_and_processes_must_divide():
-  config = valid_config(batch_size=9)
+def test_experts_must_divide():
+  config = valid_config()
   config.model.update(num_experts=6, num_experts_per_token=2)
   config.mesh.update(expert=4)
   assert "model.num_experts=6: cannot be divided over mesh.expert=4" in problems_of(config)
-  assert "stages.s1.batch_size=9: cannot be divided over 2 processes" in problems_of(config, process_count=2)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import zlib
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from qwen3_jax.checkpoint import CheckpointError, restore_parameters
 from qwen3_jax.config import make_model_config
 from qwen3_jax.config_loading import load
 from qwen3_jax.data.corpora import prepare_corpora
+from qwen3_jax.fingerprint import fingerprints
 from qwen3_jax.metrics import read_metrics
 from qwen3_jax.models.transformer import abstract_parameters
 from qwen3_jax.preemption import Preempted, PreemptionNotice
@@ -41,7 +41,7 @@ class Pipeline:
     self.tokenizer, self.corpora = prepare_corpora(self.config, folder)
 
   def stage(self, name):
-    return pretrain.make_stage(self.config, name, self.corpora, self.tokenizer)
+    return pretrain.make_stage(self.config, name, self.corpora, self.tokenizer, self.mesh)
 
   def run(self, name, previous=None, tokens_before=0, notice=None):
     stage = self.stage(name)
@@ -128,7 +128,9 @@ def test_rope_base_and_length_of_each_stage(trained):
   folders = [pipeline.workdir.stage(stage) for stage in STEPS]
   bases = [json.loads((folder / "config.json").read_text())["rope_theta"] for folder in folders]
   assert bases == [1e4, 1e4, 1e6]
-  assert [pipeline.stage(stage).batch_shape for stage in STEPS] == [(128 // LENGTHS[s], LENGTHS[s]) for s in STEPS]
+  assert [pipeline.stage(stage).program.batch_shape for stage in STEPS] == [
+    (128 // LENGTHS[s], LENGTHS[s]) for s in STEPS
+  ]
 
 
 def test_logged_checksums_are_those_of_the_data(trained):
@@ -137,7 +139,7 @@ def test_logged_checksums_are_those_of_the_data(trained):
     batches = pipeline.stage(name).batches
     tokens = [batches.next_batch(None).tokens for _ in range(steps)]
     batches.close()
-    expected = [zlib.crc32(np.ascontiguousarray(rows).tobytes()) for rows in tokens]
+    expected = fingerprints([jax.device_put(rows) for rows in tokens])
     assert list(series(pipeline.workdir.path, name, "data_checksum").values()) == expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ from qwen3_jax.data.records import DataError, read_manifest
 from qwen3_jax.data.sources import documents, open_source
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.data.train_tokenizer import train_sentencepiece
+from qwen3_jax.distributed import on_first_process
 
 _PREPARED = "prepared:"
+_SEEN_WITHIN_SECONDS = 90  # NFS may remember for a minute that a file was not there
 
 
 def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[str, Path]]:
@@ -27,7 +30,8 @@ def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[
   A raw corpus is tokenised once into `config.data.cache`, or `workdir`/data. `workdir`/tokenizer holds the tokenizer:
   that of `config.tokenizer.path`, or one trained on the raw corpora. Process 0 does the work, the others wait.
 
-  Raises DataError when a corpus or the tokenizer cannot be used with the model.
+  Raises DataError when a corpus or the tokenizer cannot be used with the model, or when a process does not see what
+  process 0 wrote.
   """
   names = sorted({name for stage in config.pipeline for name in config.stages[stage].mixture})
   tokenizer = _tokenizer(config, names, workdir)
@@ -41,34 +45,43 @@ def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[
 def _tokenizer(config: ConfigDict, corpora: list[str], workdir: Path) -> Tokenizer:
   kept = workdir / "tokenizer"  # what whoever loads a checkpoint of the run looks for
   if config.tokenizer.path:
-    return _given_tokenizer(config.tokenizer.path, kept)
-  if not kept.exists() and jax.process_index() == 0:
-    print(f"Training a tokenizer of {config.tokenizer.train_vocab_size} pieces in {kept}", flush=True)
-    size = int(config.tokenizer.train_megabytes * 1e6)
-    with atomic_folder(kept) as folder:
-      model, texts = folder / "tokenizer.model", _sample(config, corpora, size)
-      try:
-        train_sentencepiece(texts, model, config.tokenizer.train_vocab_size, max_bytes=size)
-      except DataError:
-        raise
-      except ValueError as error:
-        raise DataError(f"tokenizer.train_vocab_size={config.tokenizer.train_vocab_size}: {error}") from error
-  _wait_for(kept)
+    tokenizer = _given_tokenizer(config.tokenizer.path)
+    on_first_process(lambda: _keep(tokenizer, kept, config.tokenizer.path))
+    _check_shared(kept)
+    return tokenizer
+  on_first_process(lambda: _train_tokenizer(config, corpora, kept))
+  _check_shared(kept)
   return Tokenizer.from_pretrained(kept)
 
 
-def _given_tokenizer(path: str, kept: Path) -> Tokenizer:
+def _train_tokenizer(config: ConfigDict, corpora: list[str], kept: Path) -> None:
+  if kept.exists():
+    return
+  print(f"Training a tokenizer of {config.tokenizer.train_vocab_size} pieces in {kept}", flush=True)
+  size = int(config.tokenizer.train_megabytes * 1e6)
+  with atomic_folder(kept) as folder:
+    model, texts = folder / "tokenizer.model", _sample(config, corpora, size)
+    try:
+      train_sentencepiece(texts, model, config.tokenizer.train_vocab_size, max_bytes=size)
+    except DataError:
+      raise
+    except ValueError as error:
+      raise DataError(f"tokenizer.train_vocab_size={config.tokenizer.train_vocab_size}: {error}") from error
+
+
+def _given_tokenizer(path: str) -> Tokenizer:
   try:
-    tokenizer = Tokenizer.from_pretrained(path)
+    return Tokenizer.from_pretrained(path)
   except (FileNotFoundError, ValueError) as error:
     raise DataError(f"tokenizer.path={path!r}: {error}") from error
-  if jax.process_index() == 0:
-    if not kept.exists():
-      with atomic_folder(kept) as folder:
-        tokenizer.save(folder)
-    elif Tokenizer.from_pretrained(kept).fingerprint != tokenizer.fingerprint:
-      raise DataError(f"tokenizer.path={path!r}: another tokenizer than this run began with, which is in {kept}")
-  return tokenizer
+
+
+def _keep(tokenizer: Tokenizer, kept: Path, path: str) -> None:
+  if not kept.exists():
+    with atomic_folder(kept) as folder:
+      tokenizer.save(folder)
+  elif Tokenizer.from_pretrained(kept).fingerprint != tokenizer.fingerprint:
+    raise DataError(f"tokenizer.path={path!r}: another tokenizer than this run began with, which is in {kept}")
 
 
 def _sample(config: ConfigDict, corpora: list[str], size: int) -> Iterator[str]:
@@ -106,10 +119,13 @@ def _prepared(config: ConfigDict, name: str, cache: Path, tokenizer: Tokenizer) 
   }
   kind = settings.source.partition(":")[0]
   folder = cache / f"{kind}-{fingerprint(settings.source, tokenizer, **options)}"  # corpora alike in all of it share it
-  if jax.process_index() == 0:
+
+  def make() -> None:
     with _naming(config, name):
       prepare(settings.source, folder, tokenizer, workers=config.data.prepare_workers, **options)
-  _wait_for(folder / "manifest.json")
+
+  on_first_process(make)
+  _check_shared(folder / "manifest.json")
   return folder
 
 
@@ -122,10 +138,16 @@ def _naming(config: ConfigDict, corpus: str) -> Iterator[None]:
     raise DataError(f"data.corpora.{corpus}.source={config.data.corpora[corpus].source!r}: {error}") from error
 
 
-def _wait_for(path: Path) -> None:
-  """Process 0 is at work on `path`; it appears when it is whole."""
-  while jax.process_index() != 0 and not path.exists():
-    time.sleep(1.0)
+def _check_shared(path: Path) -> None:
+  """Process 0 has written `path`: every process must see it, if late, as a network file system may show it."""
+  deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
+  while not path.exists():
+    if time.monotonic() > deadline:
+      raise DataError(
+        f"{path}: written by process 0, not seen by process {jax.process_index()} on {socket.gethostname()} within"
+        f" {_SEEN_WITHIN_SECONDS} s; --workdir and data.cache must lie on storage that all processes share"
+      )
+    time.sleep(0.5)
 
 
 def open_mixture(shares: ConfigDict, corpora: dict[str, Path]) -> dict[str, tuple[PreparedCorpus, float]]:

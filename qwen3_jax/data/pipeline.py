@@ -1,9 +1,9 @@
 """The grain pipeline: rows of several corpora, interleaved by share of tokens, read ahead in background threads.
 
 The global sequence of rows is a pure function of (seed, mixture, sequence length, length buckets); row r belongs to
-step r // batch_size. Every process plans all rows, which needs lengths only, and reads its own: process p of P takes
-rows p*B/P to (p+1)*B/P of each step. The state of an iterator is therefore the same on every process, restores on any
-number of them, and stays small: where the current pool of each corpus starts, and which of its rows is next.
+step r // batch_size. Every process plans all rows, which needs lengths only, and reads its own: those that its devices
+hold. The state of an iterator is therefore the same on every process, restores on any number of them, and stays small:
+where the current pool of each corpus starts, and which of its rows is next.
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ def train_batches(
   batch_size: int,
   seed: int,
   length_buckets: Sequence[LengthBucket] = (),
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> BatchIterator:
-  """An endless iterator of training batches: this process's rows [batch_size / process_count, sequence_length].
+  """An endless iterator of training batches: this process's rows [len(rows), sequence_length].
 
   Every epoch of a corpus is shuffled anew. Raises DataError for a mixture that cannot be served.
 
@@ -66,9 +65,9 @@ def train_batches(
     length_buckets: (min, max, share of the tokens) on the length of pieces, inclusive; a bound that two buckets share
       belongs to the lower one. Rows mix buckets; pieces outside all of them are left out. Corpora without pieces in a
       bucket leave their part of it to the others.
-    process_index, process_count: which rows of each step are this process's.
+    rows: which of a step's rows to read, in 0 .. batch_size - 1 and in order; None is all.
   """
-  local = _local_rows(batch_size, process_index, process_count)
+  local = _local_rows(batch_size, rows)
   if not mixture:
     raise DataError("mixture: no corpus; expected at least one")
   if sequence_length < 2:
@@ -138,35 +137,34 @@ def validation_batches(
   sequence_length: int,
   batch_size: int,
   num_batches: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> dict[str, list[Batch]]:
-  """Domain -> at most `num_batches` batches, the same in every run; shapes and processes as in `train_batches`.
+  """Domain -> at most `num_batches` batches, the same in every run; shapes and `rows` as in `train_batches`.
 
   Every domain that has documents appears, over all corpora. A small domain has fewer batches, the last one filled up
   with rows of weight zero.
   """
-  local = _local_rows(batch_size, process_index, process_count)
+  local = _local_rows(batch_size, rows)
   ordered = [corpus for _, corpus in sorted(corpora.items())]
-  first = np.cumsum([0] + [len(corpus) for corpus in ordered])  # number of each corpus's first document
+  starts = np.cumsum([0] + [len(corpus) for corpus in ordered])  # number of each corpus's first document
 
   def read(document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
-    corpus = int(np.searchsorted(first, document, side="right")) - 1
-    return ordered[corpus].read(document - int(first[corpus]), start, length)
+    corpus = int(np.searchsorted(starts, document, side="right")) - 1
+    return ordered[corpus].read(document - int(starts[corpus]), start, length)
 
   reader = _RowReader(sequence_length)
   result = {}
   for domain in sorted({name for corpus in ordered for name in corpus.domain_names}):
     of_domain = [_documents_of(corpus, domain) for corpus in ordered]
-    documents = np.concatenate([start + ids for start, ids in zip(first, of_domain)])
+    documents = np.concatenate([start + ids for start, ids in zip(starts, of_domain)])
     lengths = np.concatenate([corpus.lengths[ids] for corpus, ids in zip(ordered, of_domain)])
     if lengths.max(initial=0) < 2:
       continue  # nothing to predict
     drawn = permute(np.arange(min(len(documents), POOL_DOCUMENTS)), len(documents), (0,))
-    rows = pack(*cut(documents[drawn], lengths[drawn], sequence_length), sequence_length, (0,))
+    packed = pack(*cut(documents[drawn], lengths[drawn], sequence_length), sequence_length, (0,))
     result[domain] = [
-      reader.batch([(read, rows.row(r) if r < len(rows) else []) for r in range(step + local.start, step + local.stop)])
-      for step in range(0, min(len(rows), num_batches * batch_size), batch_size)
+      reader.batch([(read, packed.row(first + r) if first + r < len(packed) else []) for r in local])
+      for first in range(0, min(len(packed), num_batches * batch_size), batch_size)
     ]
   reader.close()
   return result
@@ -206,7 +204,7 @@ class _StreamPosition:
 class _Steps(grain.IterDataset[list[PlannedRow]]):
   """The rows `local` of every step, not read yet."""
 
-  def __init__(self, streams: list[_Stream], sequence_length: int, batch_size: int, local: range):
+  def __init__(self, streams: list[_Stream], sequence_length: int, batch_size: int, local: Sequence[int]):
     super().__init__()
     self.streams = streams
     self.sequence_length = sequence_length
@@ -307,13 +305,14 @@ def _disjoint(buckets: Sequence[LengthBucket]) -> list[LengthBucket]:
   return result
 
 
-def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
-  if batch_size < 1 or batch_size % process_count:
-    raise DataError(f"batch_size: {batch_size}; expected a positive multiple of the {process_count} processes")
-  if not 0 <= process_index < process_count:
-    raise DataError(f"process_index: {process_index}; expected 0 to {process_count - 1}")
-  rows = batch_size // process_count
-  return range(process_index * rows, (process_index + 1) * rows)
+def _local_rows(batch_size: int, rows: Sequence[int] | None) -> Sequence[int]:
+  if batch_size < 1:
+    raise DataError(f"batch_size: {batch_size}; expected at least 1")
+  if rows is None:
+    return range(batch_size)
+  if not rows or sorted({*rows}) != [*rows] or rows[0] < 0 or rows[-1] >= batch_size:
+    raise DataError(f"rows: {[*rows]}; expected different numbers from 0 to {batch_size - 1}, in order")
+  return rows
 
 
 def _documents_of(corpus: PreparedCorpus, domain: str) -> np.ndarray:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
@@ -21,6 +23,8 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.objectives.next_token import next_token
 from qwen3_jax.optimizer import make_optimizer, make_schedule
+from qwen3_jax.placement import local_rows
+from qwen3_jax.sharding import batch_sharding
 from qwen3_jax.stages.stage import Sample, Stage
 from qwen3_jax.train_program import TrainProgram
 from qwen3_jax.train_state import TrainState
@@ -58,27 +62,27 @@ def make_program(config: ConfigDict, name: str) -> TrainProgram:
   )
 
 
-def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenizer: Tokenizer) -> Stage:
-  """Stage `name` of a checked config; `corpora` gives the folder of each prepared corpus."""
+def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenizer: Tokenizer, mesh: Mesh) -> Stage:
+  """Stage `name` of a checked config on `mesh`; `corpora` gives the folder of each prepared corpus."""
   settings = config.stages[name]
   program = make_program(config, name)
-  B, T = settings.batch_size, settings.sequence_length
+  B, T, V = settings.batch_size, settings.sequence_length, program.model.vocab_size
   steps = trained_tokens(settings) // (B * T)
-  processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  rows = local_rows(batch_sharding(mesh), program.batch_shape)
   iterator = train_batches(
     open_mixture(settings.mixture, corpora),
     sequence_length=T,
     batch_size=B,
     seed=zlib.crc32(f"{config.seed}/{name}".encode()),  # stages that share a corpus read it in different orders
     length_buckets=settings.length_buckets,
-    **processes,
+    rows=rows,
   )
   validation = validation_batches(
     {corpus: PreparedCorpus.open(corpora[corpus], "validation") for corpus in settings.mixture},
     sequence_length=T,
     batch_size=B,
     num_batches=settings.evaluate_batches,
-    **processes,
+    rows=rows,
   )
   return Stage(
     name=name,
@@ -90,7 +94,7 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
     evaluate_every=settings.evaluate_every,
     validation=validation,
     sample=_sampler(program.model, tokenizer, tuple(settings.sample_prompts), settings.sample_tokens),
-    facts={f"unigram_entropy/{domain}": unigram_entropy(batches) for domain, batches in validation.items()},
+    facts={f"unigram_entropy/{domain}": unigram_entropy(batches, V) for domain, batches in validation.items()},
   )
 
 
@@ -100,11 +104,18 @@ def trained_tokens(settings: ConfigDict) -> int:
   return settings.tokens // per_step * per_step
 
 
-def unigram_entropy(batches: list[Batch]) -> float:
-  """Entropy in nats per token of the targets' own frequencies: the loss of the best model that ignores context."""
+def unigram_entropy(batches: list[Batch], vocab_size: int) -> float:
+  """Entropy in nats per token of the targets' own frequencies: the loss of the best model that ignores context.
+
+  `batches` are this process's rows; the frequencies are those of all processes, which must make the same calls.
+  """
   targets = np.concatenate([np.asarray(batch.targets)[np.asarray(batch.loss_weights) > 0] for batch in batches])
-  counts = np.unique(targets, return_counts=True)[1]
-  return math.log(targets.size) - float(np.sum(counts * np.log(counts))) / targets.size
+  counts = np.bincount(targets, minlength=vocab_size).astype(np.int32)
+  if jax.process_count() > 1:  # rows that several processes hold count as often; all rows do
+    counts = np.sum(multihost_utils.process_allgather(counts), axis=0)
+  counts = counts[counts > 0].astype(np.float64)
+  total = np.sum(counts)
+  return math.log(total) - float(np.sum(counts * np.log(counts)) / total)
 
 
 def _sampler(model: ModelConfig, tokenizer: Tokenizer, prompts: tuple[str, ...], new_tokens: int):

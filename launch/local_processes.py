@@ -1,0 +1,185 @@
+"""Starts one run as several processes on this machine, each with its own devices:
+
+  python -m launch.local_processes --processes=4 -- \\
+    python -m qwen3_jax.main --config=experiments/miniature.py --workdir=DIR --config.cpu_devices=2
+
+They find each other through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Every line of theirs is
+printed behind the process's number. SIGTERM and SIGINT are passed on, a second one kills. The exit status is that of
+the process that failed first; the others then have `--grace_seconds` to end by themselves. However this program ends,
+it leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Sequence
+from typing import IO
+
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    prog="python -m launch.local_processes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--processes", type=int, required=True, help="how many")
+  parser.add_argument("--grace_seconds", type=float, default=60.0, help="after a failure; default: %(default)s")
+  parser.add_argument("command", nargs="+", help="of each process; write -- before it")
+  arguments = parser.parse_args()
+  if arguments.processes < 1:
+    parser.error(f"--processes={arguments.processes}: expected at least 1")
+  return run(arguments.command, arguments.processes, arguments.grace_seconds)
+
+
+def run(command: Sequence[str], processes: int, grace_seconds: float) -> int:
+  """Runs `command` as that many processes to their end; returns the exit status."""
+  address = f"localhost:{_free_port()}"
+  children: list[subprocess.Popen[bytes]] = []
+  signals: list[int] = []
+  # Before the first child, so that no signal finds it alone.
+  restore = [(number, signal.signal(number, _forward(children, signals))) for number in (signal.SIGTERM, signal.SIGINT)]
+  try:
+    for index in range(processes):
+      children.append(_start(command, address, processes, index))
+    if signals:  # one came between two starts, and not to all
+      return 128 + signals[0]
+    readers = [_Reader(index, child) for index, child in enumerate(children)]
+    status = _wait(children, grace_seconds)
+    for reader in readers:
+      reader.join(timeout=5.0)  # a grandchild may hold the pipe open
+    return status
+  except OSError as error:
+    print(f"error: {command[0]}: {error.strerror}", file=sys.stderr)
+    return 127
+  finally:
+    for child in children:
+      _kill(child)
+      child.wait()
+    for number, handler in restore:
+      signal.signal(number, handler)
+
+
+def _start(command: Sequence[str], address: str, processes: int, index: int) -> subprocess.Popen[bytes]:
+  environment = os.environ | {
+    "JAX_COORDINATOR_ADDRESS": address,
+    "JAX_NUM_PROCESSES": str(processes),
+    "JAX_PROCESS_ID": str(index),
+    "PYTHONUNBUFFERED": "1",
+  }
+  return subprocess.Popen(
+    command,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    env=environment,
+    start_new_session=True,  # the terminal's Ctrl-C comes to us alone, who pass it on once
+    preexec_fn=_die_with(os.getpid()),
+  )
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+  """For a child to call: the kernel kills it when its parent dies, however that is."""
+  prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up here: little is safe between fork and exec
+
+  def ask() -> None:
+    if prctl is not None:
+      prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+      if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+  return ask
+
+
+def _forward(
+  children: list[subprocess.Popen[bytes]], signals: list[int]
+) -> Callable[[int, types.FrameType | None], None]:
+  def handle(number: int, frame: types.FrameType | None) -> None:
+    for child in children:
+      if signals:
+        _kill(child)
+      elif child.poll() is None:
+        child.send_signal(number)
+    signals.append(number)
+
+  return handle
+
+
+def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
+  """Until all have ended; the exit status of the first that failed, after which the rest is killed in time."""
+  failed: int | None = None
+  deadline = float("inf")
+  while any(child.poll() is None for child in children):
+    if failed is None and (bad := next((i for i, child in enumerate(children) if child.returncode), None)) is not None:
+      failed, deadline = bad, time.monotonic() + grace_seconds
+    if time.monotonic() > deadline:
+      late = [i for i, child in enumerate(children) if child.poll() is None]
+      _say(f"killing {_numbers(late)}: still running {grace_seconds:g} s after {_numbers([failed or 0])} failed")
+      for child in children:
+        _kill(child)
+    time.sleep(0.1)
+  if failed is None:
+    failed = next((i for i, child in enumerate(children) if child.returncode), None)
+  if failed is None:
+    return 0
+  code = children[failed].returncode
+  how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+  _say(f"process {failed} failed first: it {how}")
+  return 128 - code if code < 0 else code
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+  """With its own children."""
+  if child.poll() is None:
+    try:
+      os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+      pass
+
+
+def _numbers(indices: Sequence[int]) -> str:
+  return f"process{'es' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+
+
+def _say(text: str) -> None:
+  print(f"local_processes: {text}", file=sys.stderr, flush=True)
+
+
+class _Reader(threading.Thread):
+  """Prints the lines of one process as they come."""
+
+  def __init__(self, index: int, child: subprocess.Popen[bytes]):
+    super().__init__(name=f"output of process {index}", daemon=True)
+    assert child.stdout is not None
+    self._prefix, self._lines = f"[{index}] ".encode(), child.stdout
+    self.start()
+
+  def run(self) -> None:
+    for line in self._lines:
+      _write(sys.stdout.buffer, self._prefix + line.rstrip(b"\n") + b"\n")
+
+
+_printing = threading.Lock()
+
+
+def _write(stream: IO[bytes], line: bytes) -> None:
+  with _printing:
+    stream.write(line)
+    stream.flush()
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+  sys.exit(main())
