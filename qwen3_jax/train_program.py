@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from qwen3_jax.batch import Batch
 from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.objectives.loss_output import Objective
 from qwen3_jax.sharding import batch_sharding, replicated
 from qwen3_jax.train_state import TrainState, abstract_state
@@ -32,6 +34,11 @@ class TrainProgram:
   def tokens_per_step(self) -> int:
     return self.batch_shape[0] * self.batch_shape[1]
 
+  @property
+  def flops_per_step(self) -> float:
+    """Analytic, over all devices, recomputation not counted."""
+    return training_flops_per_token(self.model, self.batch_shape[1]) * self.tokens_per_step
+
   def abstract_state(self, mesh: Mesh) -> TrainState:
     """The state as ShapeDtypeStructs with their shardings; allocates nothing."""
     return abstract_state(self.model, self.optimizer, mesh)
@@ -41,6 +48,11 @@ class TrainProgram:
     integers = jax.ShapeDtypeStruct(self.batch_shape, np.int32, sharding=sharding)
     floats = jax.ShapeDtypeStruct(self.batch_shape, np.float32, sharding=sharding)
     return Batch(integers, integers, floats, integers, integers)
+
+  def arguments(self, mesh: Mesh) -> dict[str, Any]:
+    """What a step is given, by kind, as ShapeDtypeStructs with their shardings."""
+    state = self.abstract_state(mesh)
+    return {"parameters": state.params, "optimizer": state.optimizer, "batch": self.abstract_batch(mesh)}
 
   def lower(self, mesh: Mesh) -> jax.stages.Lowered:
     """The train step on `mesh`, traced and lowered; `.compile()` gives `step(state, batch, learning_rate)`.

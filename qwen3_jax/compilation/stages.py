@@ -1,0 +1,41 @@
+"""Reports of the stages of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from qwen3_jax.compilation.compiler import lower
+from qwen3_jax.compilation.fixes import fixes
+from qwen3_jax.compilation.report import Report, compile_report
+from qwen3_jax.compilation.topologies import Topology
+from qwen3_jax.sharding import make_mesh
+from qwen3_jax.stages import pretrain
+from qwen3_jax.train_program import TrainProgram
+
+
+def stage_names(config: ConfigDict) -> list[str]:
+  return [config.stage] if config.stage else list(config.pipeline)
+
+
+def make_program(config: ConfigDict, stage: str) -> TrainProgram:
+  return pretrain.make_program(config, stage)
+
+
+def stage_reports(config: ConfigDict, topology: Topology) -> Iterator[Report]:
+  """One report for each stage, as soon as it is there; a stage that is the same program as an earlier one names it."""
+  mesh = make_mesh(config.mesh.to_dict(), topology.devices())
+  seen: dict[str, Report] = {}
+  for stage in stage_names(config):
+    program = make_program(config, stage)
+    lowered = lower(program, mesh)
+    name = f"{config.name} {stage}"
+    if before := seen.get(lowered.fingerprint):
+      yield before | {"name": name, "stage": stage, "same_program_as": before["name"]}
+      continue
+    report: Report = {"name": name, "stage": stage} | compile_report(program, lowered, mesh, topology)
+    if not report["fits"]:
+      report["fixes"] = fixes(config, stage, topology, mesh.shape, report["overflow_bytes"])
+    seen[lowered.fingerprint] = report
+    yield report

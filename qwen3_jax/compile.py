@@ -1,0 +1,81 @@
+"""Compiles an experiment for TPUs that are not there and reports memory, network and speed:
+
+  python -m qwen3_jax.compile --config=experiments/moe_235b.py:stage=s1 --topology=v5p:4x8x8 [--json=FILE]
+
+The program is the one that qwen3_jax.main trains with. Without `stage=` every stage of the pipeline is compiled. Exits
+with 1 when one does not fit. docs/tpu.md explains the report.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from qwen3_jax.compilation.topologies import Topology, TopologyError, parse_topology, prepare_environment
+from qwen3_jax.config_checks import ConfigError, validate
+from qwen3_jax.config_loading import config_from_flags, define_config_flag, parse_flags
+
+define_config_flag()
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and shape of a slice, e.g. v5p:4x8x8.", required=True)
+_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices joined by the data-centre network.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "Where the report is also written, as JSON.")
+_SWEEP = flags.DEFINE_boolean("sweep", False, "Try meshes and remat policies; rank those that fit.")
+_SWEEP_LIMIT = flags.DEFINE_integer("sweep_limit", 8, "Most candidates that a sweep compiles.", lower_bound=1)
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+  try:
+    topology = parse_topology(_TOPOLOGY.value, _NUM_SLICES.value)
+    prepare_environment()
+    config = config_from_flags()
+    if not _SWEEP.value:
+      validate(config, topology.device_count)
+    fits = (_sweep if _SWEEP.value else _report_stages)(config, topology)
+  except (ConfigError, TopologyError) as error:
+    sys.exit(f"error: {error}")
+  sys.exit(0 if fits else 1)
+
+
+def _report_stages(config: ConfigDict, topology: Topology) -> bool:
+  """Compiles and prints the stages of the config; whether all fit."""
+  from qwen3_jax.compilation.stages import stage_reports
+  from qwen3_jax.compilation.tables import console, print_report
+
+  out = console()
+  reports = []
+  for report in stage_reports(config, topology):
+    if same_as := report.get("same_program_as"):
+      out.print(f"\n[bold]{report['name']}[/bold]: the same program as {same_as}")
+    else:
+      print_report(report, out)
+    reports.append(report)
+  _write({"reports": reports} if len(reports) > 1 else reports[0])
+  return all(report["fits"] for report in reports)
+
+
+def _sweep(config: ConfigDict, topology: Topology) -> bool:
+  """Compiles candidates and prints the ranking; whether any fits."""
+  from qwen3_jax.compilation.sweep import print_ranking, sweep
+  from qwen3_jax.compilation.tables import console
+
+  out = console()
+  results = sweep(config, topology, _SWEEP_LIMIT.value, out)
+  print_ranking(results, out)
+  _write({"candidates": results})
+  return any(result["fits"] for result in results)
+
+
+def _write(report: dict) -> None:
+  if _JSON.value:
+    Path(_JSON.value).write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)

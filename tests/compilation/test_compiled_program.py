@@ -1,0 +1,156 @@
+"""Programs compiled by the TPU compiler: what is counted in them equals what was written."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen3_jax.compilation.collectives import Network
+from qwen3_jax.compilation.hlo import parse_module
+from qwen3_jax.compilation.memory import memory_categories, memory_statistics, shard_shapes
+from qwen3_jax.compilation.program_cost import program_cost
+from qwen3_jax.compilation.report import summarize
+from qwen3_jax.compilation.roofline import roofline
+from qwen3_jax.compilation.topologies import parse_topology, prepare_environment
+
+pytest.importorskip("libtpu")
+
+L, B, D, F = 6, 2048, 1024, 4096
+STACK = 2  # bytes of bfloat16
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  prepare_environment()
+  axis_types = (jax.sharding.AxisType.Auto,) * 2
+  devices = parse_topology("v5p:2x2x1").devices()
+  return jax.make_mesh((2, 2), ("fsdp", "tensor"), devices=devices, axis_types=axis_types)
+
+
+def abstract(mesh, shape, *spec):
+  return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*spec)))
+
+
+@pytest.fixture(scope="module")
+def trained(mesh):
+  """A step on L layers of relu(x @ a) @ b: rows split over fsdp, a's columns over tensor, layers rematerialised."""
+
+  def layer(x, weights):
+    a, b = weights
+    y = jax.nn.relu(x @ a) @ b
+    return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, P("fsdp", None))), None
+
+  def step(weights, x):
+    def loss(weights):
+      y, _ = jax.lax.scan(jax.checkpoint(layer), x, weights)
+      return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    value, gradients = jax.value_and_grad(loss)(weights)
+    return jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradients), value
+
+  weights = (abstract(mesh, (L, D, F), None, "fsdp", "tensor"), abstract(mesh, (L, F, D), None, "tensor", "fsdp"))
+  x = abstract(mesh, (B, D), "fsdp", None)
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(step, donate_argnums=0).lower(weights, x).compile()
+  return compiled, {"parameters": weights, "batch": x}
+
+
+@pytest.fixture(scope="module")
+def cost(trained, mesh):
+  return program_cost(parse_module(trained[0].as_text()), mesh.shape)
+
+
+def test_flops(cost):
+  matmul = 2 * B * D * F / 4
+  # Two forward, four backward; the first is done again, the second is not needed for any gradient.
+  assert cost.flops == L * (2 + 4 + 1) * matmul
+  assert cost.rematted_flops == L * matmul
+  assert not cost.data_dependent_loops and not cost.uncounted_kernels
+
+
+def test_collectives(cost):
+  totals = {}
+  for item in cost.collectives:
+    if item.loops:
+      assert item.loops == (L,)
+      key = (item.kind, item.axes, item.dtype)
+      totals[key] = totals.get(key, 0) + item.network_bytes * item.count
+  weights = L * (D * F // 2) * STACK  # one of the two, gathered over fsdp, on one device
+  rows = L * (B // 2) * D * STACK
+  assert totals == {
+    ("all-gather", "fsdp", "bf16"): 4 * weights / 2,  # both weights for the forward and the backward pass
+    ("reduce-scatter", "fsdp", "bf16"): 2 * weights / 2,
+    ("all-reduce", "tensor", "bf16"): 2 * rows,  # 2 (n - 1) / n = 1; y forward, the gradient of x backward
+  }
+  once = [item for item in cost.collectives if not item.loops]
+  assert [(item.kind, item.axes, item.payload) for item in once] == [("all-reduce", "fsdp", 4)]  # the loss
+
+
+def test_summary_and_roofline(cost, mesh):
+  topology = parse_topology("v5p:2x2x1")
+  network = Network(topology, list(mesh.devices.flat))
+  entries = summarize(cost.collectives, network, num_layers=L)
+  assert [entry["per_layer"] for entry in entries] == [True, True, True, False]
+  assert sum(entry["bytes"] for entry in entries) == sum(x.network_bytes * x.count for x in cost.collectives)
+  bounds = roofline(cost, topology.chip, network)
+  assert bounds.compute == pytest.approx(cost.flops / 459e12)
+  assert bounds.dcn == 0 and bounds.ici == pytest.approx(sum(entry["seconds"] for entry in entries))
+  # Each axis of this mesh is one side of the square: one link of 100 GB/s each way.
+  assert bounds.network == pytest.approx(sum(x.network_bytes * x.count for x in cost.collectives) / 100e9)
+  times = {"compute": bounds.compute, "memory": bounds.memory, "network": bounds.network}
+  assert bounds.overlapped == times[bounds.binding] == max(times.values())
+  assert bounds.serial == pytest.approx(sum(times.values()))
+
+
+def test_memory_traffic_is_of_the_right_size(cost):
+  """Gathered weights written and read in both passes, gradients written, read and scattered, the update, and less for
+  activations than reading the whole stacks in every layer would add."""
+  weights = 2 * L * (D * F // 4) * STACK
+  gathered = 2 * weights
+  least = 2 * 2 * gathered + 2 * gathered + weights + 3 * weights
+  assert least < cost.hbm_bytes < least + 4 * L * weights
+
+
+def test_memory_categories(trained, mesh):
+  compiled, arguments = trained
+  text = compiled.as_text()
+  statistics = memory_statistics(compiled)
+  categories, buffers = memory_categories(
+    parse_module(text), text, statistics, arguments, shard_shapes(arguments["parameters"])
+  )
+  weights = 2 * L * (D * F // 4) * STACK
+  rows = (B // 2) * D * STACK
+  assert sum(categories.values()) == statistics.peak
+  assert categories["parameters"] == weights
+  assert categories["batch"] == rows
+  assert categories["gradients"] == weights
+  assert categories["saved_activations"] == L * rows  # each layer's input
+  assert abs(categories["other"]) < 0.1 * statistics.peak
+  assert buffers[0].array.bytes == max(weights // 2, L * rows)
+
+
+def test_nested_loops_and_shard_map(mesh):
+  """Collectives written by hand: an all-to-all in a loop of 3 within one of 5, and a ring of permutes."""
+
+  def body(x):
+    def outer(carry, _):
+      def inner(carry, _):
+        return jax.lax.all_to_all(carry, "fsdp", split_axis=0, concat_axis=1, tiled=True).reshape(carry.shape), None
+
+      carry, _ = jax.lax.scan(inner, carry, None, length=3)
+      return jax.lax.ppermute(carry, "tensor", [(0, 1), (1, 0)]), None
+
+    carry, _ = jax.lax.scan(outer, x, None, length=5)
+    return carry
+
+  x = abstract(mesh, (2048, 1024), "fsdp", "tensor")
+  step = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P("fsdp", "tensor"), out_specs=P("fsdp", "tensor")))
+  found = program_cost(parse_module(step.lower(x).compile().as_text()), mesh.shape).collectives
+  totals = {}
+  for item in found:
+    key = (item.kind, item.axes, int(np.prod(item.loops)))
+    totals[key] = totals.get(key, 0) + item.network_bytes
+  shard = 1024 * 512 * STACK
+  assert totals == {("all-to-all", "fsdp", 15): shard / 2, ("collective-permute", "tensor", 5): shard}

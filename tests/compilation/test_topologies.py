@@ -1,0 +1,67 @@
+"""Names of topologies: what exists, and what a typo is told."""
+
+import pytest
+
+from qwen3_jax.compilation.chips import CHIPS
+from qwen3_jax.compilation.topologies import TopologyError, larger_topology, parse_topology, prepare_environment
+
+
+@pytest.mark.parametrize(
+  ("name", "devices"),
+  [
+    ("v5e:4x4", 16),
+    ("v5p:2x2x1", 4),
+    ("v5p:4x8x8", 256),
+    ("v5p:12x12x12", 1728),
+    ("v6e:16x16", 256),
+    ("tpu7x:4x4x8", 256),
+  ],
+)
+def test_known(name, devices):
+  topology = parse_topology(name)
+  assert topology.name == name and topology.device_count == devices
+  assert parse_topology(name, num_slices=2).device_count == 2 * devices
+
+
+def test_the_compiler_agrees_on_the_devices():
+  pytest.importorskip("libtpu")
+  prepare_environment()
+  for name in ("v5e:2x4", "v5p:2x2x4", "v6e:4x4", "tpu7x:2x2x1"):
+    topology = parse_topology(name)
+    found = topology.devices()
+    assert len(found) == topology.device_count
+    assert len({tuple(device.coords) for device in found}) * topology.chip.devices_per_chip == len(found)
+  assert {device.slice_index for device in parse_topology("v5p:2x2x1", num_slices=2).devices()} == {0, 1}
+
+
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    ("v5q:2x2x1", "no TPU generation 'v5q'. Did you mean v5p:2x2x1?"),
+    ("v5p:4x8x9", "no slice of shape '4x8x9'. Did you mean v5p:4x8x8?"),
+    ("v5p:4x4", "Did you mean v5p:2x2x4?"),
+    ("v6e:16x16x1", "Did you mean v6e:16x16?"),
+    ("v5p", "Did you mean v5p:"),
+    ("v5p:-4x4x4", "no slice of shape '-4x4x4'"),
+    ("v5p:0x4x4", "no slice of shape '0x4x4'"),
+  ],
+)
+def test_a_typo_lists_what_there_is(name, says):
+  with pytest.raises(TopologyError) as caught:
+    parse_topology(name)
+  assert says in str(caught.value)
+  for generation in CHIPS:
+    assert f"  {generation}: 2x2" in str(caught.value)
+  assert "4x8x8" in str(caught.value) and "16x16" in str(caught.value)
+
+
+def test_larger():
+  assert larger_topology(parse_topology("v5p:2x2x1")).name == "v5p:2x2x2"
+  assert larger_topology(parse_topology("v5e:8x16")).name == "v5e:16x16"
+  assert larger_topology(parse_topology("v6e:16x16")) is None
+
+
+def test_without_the_compiler(monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(TopologyError, match="pip install libtpu"):
+    prepare_environment()
