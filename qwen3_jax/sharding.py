@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen3_jax.models.config import ModelConfig
@@ -68,7 +69,12 @@ def partition_spec(names: Sequence[str], rules: Mapping[str, tuple[str, ...]] = 
   return P(*entries)
 
 
-def _divisible(spec: P, shape: Sequence[int], mesh: Mesh) -> P:
+def array_spec(names: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+  """PartitionSpec of a parameter, or of a slice of one; an axis that its mesh axes do not divide stays whole."""
+  return _divisible(partition_spec(names), shape, mesh)
+
+
+def _divisible(spec: P, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
   """`spec` without the mesh axes that do not divide their array axis."""
   entries = []
   for entry, size in zip(spec, shape):
@@ -83,7 +89,7 @@ def parameter_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
   from qwen3_jax.models.transformer import abstract_parameters, logical_axes
 
   def sharding(shape: jax.ShapeDtypeStruct, names: tuple[str, ...]) -> NamedSharding:
-    return NamedSharding(mesh, _divisible(partition_spec(names), shape.shape, mesh))
+    return NamedSharding(mesh, array_spec(names, shape.shape, mesh))
 
   return jax.tree.map(sharding, abstract_parameters(config), logical_axes(config))
 
@@ -101,6 +107,15 @@ def current_mesh():
   """The mesh of the enclosing `jax.set_mesh`, or None outside one or on a single device."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def batch_mesh(B: int, T: int):
+  """`current_mesh()` if it splits a batch [B, T] evenly, so that devices can work on their own tokens; else None."""
+  mesh = current_mesh()
+  if mesh is None or B % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+    return None
+  context = mesh.shape["context"]
+  return mesh if context == 1 or T % (2 * context) == 0 else None
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:

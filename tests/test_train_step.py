@@ -74,6 +74,10 @@ LAYOUTS = [
   ({"fsdp": 8}, 1),
   ({"data": 2, "fsdp": 2, "tensor": 2}, 1),
   ({"fsdp": 2, "expert": 2}, 4),
+  ({"fsdp": 2, "expert": 4}, 1),
+  ({"data": 2, "context": 4}, 1),
+  ({"tensor": 2, "fsdp": 4}, 1),
+  ({"tensor": 4, "context": 2}, 2),
 ]
 
 

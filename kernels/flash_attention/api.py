@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from kernels.flash_attention import xla
+from kernels.flash_attention import blockwise, xla
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -23,4 +23,6 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: j
     raise ValueError(f"attention: query {query.shape}, key {key.shape} and value {value.shape} do not fit")
   if segment_ids.shape != (B, T):
     raise ValueError(f"attention: segment_ids {segment_ids.shape}, expected {(B, T)}")
-  return xla.attention(query, key, value, segment_ids)
+  return jax.lax.platform_dependent(
+    query, key, value, segment_ids, cpu=xla.attention, default=blockwise.causal_attention
+  )

@@ -15,6 +15,7 @@ BLOCK = 64  # rows; larger blocks pad more, smaller ones copy the matrices more 
 def _plan(group_sizes: jax.Array, M: int):
   """Where rows go. Returns each block's group [n], each row's place [M], and the row at each place [n * BLOCK] or M."""
   E = group_sizes.shape[0]
+  group_sizes = group_sizes.at[-1].add(M - jnp.sum(group_sizes))  # the last group takes what is left
   n = -(-M // BLOCK) + E  # at most one block of a group is partly filled
   last_block = jnp.cumsum(-(-group_sizes // BLOCK))
   block_group = jnp.minimum(jnp.searchsorted(last_block, jnp.arange(n), side="right"), E - 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from kernels.flash_attention import api as flash_attention
 from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.context_parallel import attend
 from qwen3_jax.models.parts import RMSNorm, linear, normal_parameter
 from qwen3_jax.models.rope import rotate
 from qwen3_jax.sharding import constrain
@@ -33,5 +33,5 @@ class Attention(nnx.Module):
     query = constrain(rotate(self.query_norm(query), *rope), "batch", "length", "heads", "head_dim")
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
-    attended = flash_attention.attention(query, key, value, segment_ids)
+    attended = attend(query, key, value, segment_ids)
     return linear(attended, self.output[...].astype(self.dtype))

@@ -45,6 +45,8 @@ class ModelConfig:
   dtype: str = "float32"  # of activations and matmul inputs
   param_dtype: str = "float32"  # of stored parameters
   remat: str = "none"  # one of REMAT_POLICIES: what the backward pass recomputes
+  expert_dispatch_tokens: int = 4096  # tokens of a device that are sent to experts at a time
+  expert_buffer: float = 1.25  # rows an expert shard receives in a round, over the balanced load
   unroll_layers: bool = False  # unroll the scan over layers (faster on CPU, slower to compile)
 
   def __post_init__(self):
@@ -64,6 +66,10 @@ class ModelConfig:
       problems.append(f"num_experts_per_token={chosen} must lie in 1..num_experts={self.num_experts}")
     if self.remat not in REMAT_POLICIES:
       problems.append(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
+    if self.expert_dispatch_tokens < 1:
+      problems.append(f"expert_dispatch_tokens={self.expert_dispatch_tokens} must be at least 1")
+    if self.expert_buffer <= 0.0:
+      problems.append(f"expert_buffer={self.expert_buffer} must be positive")
     if self.yarn_factor < 1.0:
       problems.append(f"yarn_factor={self.yarn_factor} must be at least 1.0 (1.0 switches YaRN off)")
     if problems:

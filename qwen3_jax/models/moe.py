@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from kernels.grouped_matmul import api as grouped_matmul
 from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.expert_parallel import expert_feed_forward
 from qwen3_jax.models.parts import normal_parameter
-from qwen3_jax.sharding import BATCH_AXES, constrain, current_mesh
+from qwen3_jax.sharding import constrain
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +57,7 @@ class MixtureOfExperts(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     L, D, F, E = config.num_layers, config.hidden_size, config.intermediate_size, config.num_experts
+    self.config = config
     self.dtype = config.dtype
     self.experts_per_token = config.num_experts_per_token
     self.renormalise = config.norm_topk_prob
@@ -83,18 +83,11 @@ class MixtureOfExperts(nnx.Module):
       tokens=jnp.sum(real),
     )
     matrices = tuple(matrix[...].astype(self.dtype) for matrix in (self.gate, self.up, self.down))
-    y = _on_batch_shards(grouped_dispatch, batch=x.shape[0])(x, weights.astype(x.dtype), experts, *matrices)
+    arguments = (x, weights.astype(x.dtype), experts, *matrices)
+    y = expert_feed_forward(self.config, *arguments)
+    if y is None:  # one device, or a batch that the mesh does not split
+      y = grouped_dispatch(*arguments)
     return constrain(y, "batch", "length", "embed"), statistics
-
-
-def _on_batch_shards(dispatch, batch: int):
-  """Runs `dispatch` on every batch shard's own tokens with all experts, when a mesh is in use that splits the batch."""
-  mesh = current_mesh()
-  if mesh is None or batch % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-    return dispatch
-  tokens, replicated = P(BATCH_AXES), P()
-  specs = (tokens, tokens, tokens, replicated, replicated, replicated)
-  return jax.shard_map(dispatch, mesh=mesh, in_specs=specs, out_specs=tokens, check_vma=False)
 
 
 def dense_dispatch(x, weights, experts, gate, up, down):

@@ -11,11 +11,12 @@ from flax import nnx
 
 from qwen3_jax.models.attention import Attention
 from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.context_parallel import from_balanced, to_balanced
 from qwen3_jax.models.feed_forward import FeedForward
 from qwen3_jax.models.moe import MixtureOfExperts, RouterStatistics
 from qwen3_jax.models.parts import RMSNorm, normal_parameter
 from qwen3_jax.models.rope import rotation
-from qwen3_jax.sharding import constrain
+from qwen3_jax.sharding import batch_mesh, constrain
 
 Parameters = dict[str, Any]
 
@@ -108,6 +109,10 @@ class Transformer(nnx.Module):
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     if segment_ids is None:
       segment_ids = jnp.ones(tokens.shape, jnp.int32)
+    mesh = batch_mesh(*tokens.shape)
+    split = mesh is not None and mesh.shape["context"] > 1
+    if split:
+      tokens, positions, segment_ids = (to_balanced(mesh, x) for x in (tokens, positions, segment_ids))
     x = constrain(self.embed(tokens), "batch", "length", "embed")
     rope = rotation(self.config, positions)
     graph, state = nnx.split(self.layers)
@@ -120,6 +125,9 @@ class Transformer(nnx.Module):
       layer = jax.checkpoint(layer, policy=_REMAT[self.config.remat], prevent_cse=self.config.unroll_layers)
     unroll = self.config.num_layers if self.config.unroll_layers else 1
     x, (layers, router) = jax.lax.scan(layer, x, nnx.to_pure_dict(state), unroll=unroll)
+    if split:
+      x = from_balanced(mesh, x)
+      layers = None if layers is None else jax.vmap(lambda x: from_balanced(mesh, x))(layers)
     return Hidden(self.final_norm(x), layers, router)
 
   def logits(self, hidden: jax.Array) -> jax.Array:

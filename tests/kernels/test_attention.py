@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.flash_attention import api, reference, xla
+from kernels.flash_attention import api, blockwise, reference, xla
 
 
 def loops(query, key, value, segments):
@@ -36,13 +36,15 @@ CASES = [(2, 12, 4, 2, 8, 3), (1, 1, 2, 1, 4, 1), (2, 37, 6, 2, 16, 1), (1, 40, 
 
 
 @pytest.mark.parametrize("shape", CASES, ids=str)
-@pytest.mark.parametrize("attention", [api.attention, reference.attention])
+@pytest.mark.parametrize("attention", [api.attention, blockwise.causal_attention, reference.attention])
 def test_equals_loops(attention, shape):
   arrays, segments = case(*shape)
   np.testing.assert_allclose(attention(*arrays, jnp.asarray(segments)), loops(*arrays, segments), atol=2e-6)
 
 
-def test_blocks_and_gradients_equal_the_reference(monkeypatch):
+@pytest.mark.parametrize("attention", [api.attention, blockwise.causal_attention])
+def test_blocks_and_gradients_equal_the_reference(attention, monkeypatch):
+  monkeypatch.setattr(blockwise, "_MAX_BLOCK", 8)
   monkeypatch.setattr(xla, "_MAX_BLOCK", 16)  # several blocks, the last one short
   monkeypatch.setattr(xla, "_MIN_BLOCK", 1)
   arrays, segments = case(2, 40, 4, 2, 8, 4)
@@ -51,7 +53,7 @@ def test_blocks_and_gradients_equal_the_reference(monkeypatch):
     loss = lambda *arrays: jnp.sum(jnp.sin(3 * attention(*arrays, jnp.asarray(segments))))
     return jax.value_and_grad(loss, argnums=(0, 1, 2))(*arrays)
 
-  value, ours = gradients(api.attention)
+  value, ours = gradients(attention)
   expected, wanted = gradients(reference.attention)
   assert float(value) == pytest.approx(float(expected), rel=1e-5)
   for a, b in zip(ours, wanted):

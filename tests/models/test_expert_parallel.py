@@ -1,0 +1,78 @@
+"""Expert parallelism equals every expert on every token, whatever the mesh, the router and the size of the buffers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from kernels.expert_dispatch.api import exchange
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.expert_parallel import expert_feed_forward
+from qwen3_jax.models.moe import dense_dispatch
+from qwen3_jax.sharding import make_mesh
+
+E, K = 8, 2
+BIAS = {"spread": [0] * E, "all on one shard": [9, 8] + [0] * (E - 2), "on two, six empty": [9] + [0] * (E - 2) + [9]}
+MESHES = [{"expert": 8}, {"fsdp": 2, "expert": 4}, {"expert": 2, "tensor": 2, "context": 2}, {"data": 8}]
+BUFFERS = [(4096, 1.25), (4, 1.0), (8, 0.4)]  # tokens of a dispatch, buffer: one round of all, several of each
+
+
+def arguments(bias, B=8, T=8, D=16, F=12):
+  keys = jax.random.split(jax.random.key(0), 5)
+  x = jax.random.normal(keys[0], (B, T, D))
+  logits = jax.random.normal(keys[1], (B, T, E)) + jnp.asarray(bias, jnp.float32)
+  weights, experts = jax.lax.top_k(jax.nn.softmax(logits), K)
+  matrices = [jax.random.normal(key, shape) * 0.3 for key, shape in zip(keys[2:], [(E, D, F), (E, D, F), (E, F, D)])]
+  return x, weights, experts, *matrices
+
+
+def value_and_gradients(dispatch, x, weights, experts, *matrices):
+  loss = lambda x, weights, *matrices: jnp.sum(jnp.sin(dispatch(x, weights, experts, *matrices)))
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)))(x, weights, *matrices)
+
+
+@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
+@pytest.mark.parametrize("router", BIAS)
+def test_equals_every_expert_on_every_token(mesh_shape, router):
+  case = arguments(BIAS[router])
+  used = len(np.unique(case[2]))
+  assert used == E if router == "spread" else used == 2
+  value, expected = value_and_gradients(dense_dispatch, *case)
+  for tokens, buffer in BUFFERS:
+    config = ModelConfig(num_experts=E, num_experts_per_token=K, expert_dispatch_tokens=tokens, expert_buffer=buffer)
+    with jax.set_mesh(make_mesh(mesh_shape)):
+      ours, gradients = value_and_gradients(lambda *a, config=config: expert_feed_forward(config, *a), *case)
+    assert float(ours) == pytest.approx(float(value), rel=1e-5)
+    for gradient, reference in zip(gradients, expected):
+      assert float(jnp.linalg.norm(reference)) > 0.1
+      np.testing.assert_allclose(gradient, reference, atol=2e-6 * float(jnp.max(jnp.abs(reference))))
+
+
+def test_no_mesh_or_an_uneven_batch_is_left_to_the_caller():
+  config = ModelConfig(num_experts=E, num_experts_per_token=K)
+  assert expert_feed_forward(config, *arguments(BIAS["spread"])) is None
+  with jax.set_mesh(make_mesh({"expert": 8})):
+    assert expert_feed_forward(config, *arguments(BIAS["spread"], B=3)) is None
+
+
+def test_exchange_moves_every_run_to_its_place():
+  shards, M, R = 4, 10, 14
+  rng = np.random.default_rng(0)
+  sizes = rng.integers(0, 4, (shards, shards)).astype(np.int32)  # [source, shard]
+  sizes[1] = 0  # one shard sends nothing
+  starts = np.cumsum(sizes, axis=1, dtype=np.int32) - sizes
+  places = np.cumsum(sizes, axis=0, dtype=np.int32) - sizes + 1  # the first row of every output stays
+  rows = rng.normal(size=(shards, M, 3)).astype(np.float32)
+  output = rng.normal(size=(shards, R, 3)).astype(np.float32)
+  expected = output.copy()
+  for source in range(shards):
+    for shard in range(shards):
+      n, start, place = sizes[source, shard], starts[source, shard], places[source, shard]
+      expected[shard, place : place + n] = rows[source, start : start + n]
+
+  mesh = jax.make_mesh((shards,), ("x",), devices=jax.devices()[:shards])
+  local = lambda *arguments: exchange(*(argument[0] for argument in arguments), "x")[None]
+  mapped = jax.shard_map(local, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+  result = jax.jit(mapped)(rows, output, starts, sizes, places, np.ascontiguousarray(sizes.T))
+  np.testing.assert_array_equal(result, expected)
