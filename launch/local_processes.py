@@ -114,25 +114,24 @@ def _forward(
 
 def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
   """Until all have ended; the exit status of the first that failed, after which the rest is killed in time."""
-  failed: int | None = None
-  deadline = float("inf")
-  while any(child.poll() is None for child in children):
-    if failed is None and (bad := next((i for i, child in enumerate(children) if child.returncode), None)) is not None:
-      failed, deadline = bad, time.monotonic() + grace_seconds
+  status, deadline = 0, float("inf")
+  while True:
+    running = [child for child in children if child.poll() is None]
+    failed = next((index for index, child in enumerate(children) if child.returncode), None)
+    if failed is not None and not status:
+      code = children[failed].returncode
+      status, deadline = 128 - code if code < 0 else code, time.monotonic() + grace_seconds
+      how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+      wait = f"; the others have {grace_seconds:g} s to end" if running else ""
+      _say(f"process {failed} {how}{wait}")
+    if not running:
+      return status
     if time.monotonic() > deadline:
-      late = [i for i, child in enumerate(children) if child.poll() is None]
-      _say(f"killing {_numbers(late)}: still running {grace_seconds:g} s after {_numbers([failed or 0])} failed")
-      for child in children:
+      _say(f"killing {len(running)} that still run")
+      deadline = float("inf")
+      for child in running:
         _kill(child)
     time.sleep(0.1)
-  if failed is None:
-    failed = next((i for i, child in enumerate(children) if child.returncode), None)
-  if failed is None:
-    return 0
-  code = children[failed].returncode
-  how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-  _say(f"process {failed} failed first: it {how}")
-  return 128 - code if code < 0 else code
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -144,12 +143,8 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
       pass
 
 
-def _numbers(indices: Sequence[int]) -> str:
-  return f"process{'es' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
-
-
 def _say(text: str) -> None:
-  print(f"local_processes: {text}", file=sys.stderr, flush=True)
+  _write(sys.stderr.buffer, f"local_processes: {text}\n".encode())
 
 
 class _Reader(threading.Thread):

@@ -22,6 +22,7 @@ from jax._src.distributed import global_state as _state  # JAX has no public nam
 _T = TypeVar("_T")
 _FAILURE = "qwen3_jax/failure"
 _FAREWELL_SECONDS = 3.0  # process 0 holds the store: it leaves once the others have read why
+_CONTINUES = ". The same command continues from the last checkpoint."
 _HOUR_MS = 3_600_000
 _calls = itertools.count()
 _leaving = threading.Event()
@@ -66,7 +67,11 @@ def start(
     raise StartError(f"{', '.join(missing)}: not given, and JAX detects no cluster that would tell")
   try:
     jax.distributed.initialize(
-      coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+      coordinator_address,
+      num_processes,
+      process_id,
+      cluster_detection_method="deactivate" if None not in given.values() else None,
+      heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except (RuntimeError, ValueError) as error:
     if set(given.values()) == {None} and isinstance(error, ValueError):
@@ -83,7 +88,7 @@ def stop() -> None:
   if _watcher.is_alive():
     if _state.process_id == 0:
       with contextlib.suppress(jax.errors.JaxRuntimeError):  # a failure came first, and ends this process, too
-        _state.client.key_value_set(_FAILURE, "")
+        _store().key_value_set(_FAILURE, "")
     _watcher.join()  # a thread that waits in C++ would crash the end of the interpreter
     ctypes.CDLL(None).signal(signal.SIGABRT, None)
 
@@ -99,7 +104,7 @@ def on_first_process(work: Callable[[], _T]) -> _T:
   key = f"qwen3_jax/first/{next(_calls)}"
   if jax.process_index() == 0:
     result = work()
-    _state.client.key_value_set(key, json.dumps(result))
+    _store().key_value_set(key, json.dumps(result))
     return result
   return json.loads(_get(key))
 
@@ -120,13 +125,16 @@ def leave(error: BaseException | str) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
   first_line = next(iter(error.splitlines()), "")
   with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first, or the store is gone
-    _state.client.key_value_set(_FAILURE, f"process {_state.process_id} failed: {first_line}")
+    _store().key_value_set(_FAILURE, f"process {_state.process_id} failed: {first_line}")
   _exit()
 
 
 def _watch() -> None:
   """Ends this process when another fails: the main thread may hang in a collective that the other never joins."""
-  failure = _get(_FAILURE)
+  try:
+    failure = _get(_FAILURE)
+  except jax.errors.JaxRuntimeError:  # closed with the process that holds it
+    failure = f"process 0 is gone{_CONTINUES}"
   if failure and not _leaving.is_set():
     print(f"error: {failure}", file=sys.stderr)
     _exit()
@@ -139,7 +147,7 @@ def _get(key: str) -> str:
   """Waits until a process has set `key`."""
   while True:
     try:
-      return _state.client.blocking_key_value_get(key, _HOUR_MS)
+      return _store().blocking_key_value_get(key, _HOUR_MS)
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" not in str(error):
         raise
@@ -167,9 +175,13 @@ def _explain_abort(heartbeat_seconds: int) -> None:
   global _abort_message
   _abort_message = (
     f"error: process {_state.process_id} was stopped by JAX; the lines above say why. Most likely another process"
-    f" ended or was not heard of for {heartbeat_seconds} s. The same command continues from the last checkpoint.\n"
+    f" ended or was not heard of for {heartbeat_seconds} s{_CONTINUES}\n"
   ).encode()
   ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+
+
+def _store() -> Any:
+  return _state.client
 
 
 def _integer(variable: str) -> int | None:
