@@ -1,12 +1,17 @@
-"""Training steps on the CPU: tokens a second beside eager PyTorch, and the share of the machine's float32 matmul peak.
+"""Training steps on the CPU: tokens a second beside eager PyTorch and MaxText, and the share of the machine's float32
+matmul peak.
 
-  python benchmarks/train_cpu.py [--shapes=0.5M,1.5M,12M] [--repeats=9] [--devices=N] [--json=FILE]
+  python benchmarks/train_cpu.py [--shapes=0.5M,1.5M,12M] [--repeats=9] [--devices=N] [--maxtext-python=PATH]
+                                 [--json=FILE]
 
-Each repeat times a large matmul, our step and PyTorch's, one after the other; medians. Both steps use every core of the
-process's affinity, the same float32 shapes and batch, AdamW and clipping; ours is data-parallel over one virtual device
-a core, unless --devices says otherwise (config.cpu_devices in a run). A row holds one document, so PyTorch may use
-its causal kernel without a mask; ours masks by segment all the same. PyTorch is measured where it is installed.
-MaxText's figure was recorded on another 2-core machine and is not run here.
+Each repeat times a large matmul, our step, PyTorch's and MaxText's, one after the other; medians. All steps use every
+core of the process's affinity, the same float32 shapes, AdamW and clipping; ours is data-parallel over one virtual
+device a core, unless --devices says otherwise (config.cpu_devices in a run). A row holds one document, so PyTorch may
+use its causal kernel without a mask; ours masks by segment all the same. PyTorch is measured where it is installed.
+
+MaxText is measured where --maxtext-python names the interpreter of an environment that has it (Python 3.12: `pip
+install maxtext` and what its import asks for); its process waits while the others are timed. Without the flag it has
+one row, at 12M, with a figure recorded on another 2-core machine.
 
 Run it on an idle machine: PyTorch's threads wait for each other after every operation and lose far more than ours when
 something else wants a core. `taskset -c 0` compares one core each, which other work disturbs least.
@@ -15,14 +20,17 @@ something else wants a core. `taskset -c 0` compares one core each, which other 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +52,15 @@ from qwen3_jax.train_step import make_train_step
 
 TORCH_BAR, TORCH_AIM, PEAK_BAR = 0.9, 1.2, 0.5
 MAXTEXT_TOKENS_PER_SECOND, MAXTEXT_BAR = 370.0, 5.0  # 12M, the upper end of what was recorded
+LOSS_MARGIN = {"ours": 0.5, "torch": 0.5, "maxtext": 1.5}  # of the first loss around ln(V)
 WARM_UP = 2  # steps until the heap has its size
 PEAK_SIZE = 2048  # of the square matrices whose product measures the machine
+KEPT_MEMORY = {  # keep_freed_memory() for another process; PyTorch shares ours
+  "MALLOC_MMAP_MAX_": "0",
+  "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+  "MALLOC_ARENA_MAX": "1",
+  "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -125,6 +140,59 @@ def torch_step(shape: Shape, batch: Batch, threads: int) -> Callable[[], float] 
   return lambda: step(batch.tokens, batch.targets, batch.positions, batch.segment_ids)
 
 
+def last_line(text: str) -> str:
+  return "".join(text.strip().splitlines()[-1:])
+
+
+def maxtext_version(python: Path) -> str:
+  """Of the MaxText that this interpreter imports; ValueError where it is no interpreter or has none."""
+  command = [str(python), "-c", "import importlib.metadata as metadata; print(metadata.version('maxtext'))"]
+  try:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+  except OSError as error:
+    raise ValueError(f"{python}: {error.strerror}") from error
+  except subprocess.CalledProcessError as error:
+    raise ValueError(f"{python}: {last_line(error.stderr) or error}") from error
+
+
+@contextlib.contextmanager
+def maxtext_step(python: Path, shape: Shape) -> Iterator[Callable[[], float]]:
+  """MaxText's step, taken by a process that waits in between."""
+  worker = Path(__file__).with_name("maxtext_worker.py")
+  sizes = dataclasses.asdict(shape.model)
+  sizes |= {"batch_size": shape.batch_size, "sequence_length": shape.sequence_length}
+  command = [str(python), str(worker), json.dumps(sizes)]
+  with (
+    tempfile.TemporaryFile("w+", errors="replace") as log,
+    subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=log,
+      env=os.environ | KEPT_MEMORY,
+      text=True,
+    ) as process,
+  ):
+    assert process.stdin is not None
+    assert process.stdout is not None
+    requests, answers = process.stdin, process.stdout
+
+    def answer() -> Any:
+      if not (line := answers.readline()):
+        log.seek(0)
+        raise RuntimeError(f"{worker.name} under {python} ended: {last_line(log.read())}")
+      return json.loads(line)
+
+    def run() -> float:
+      print(file=requests, flush=True)
+      return answer()
+
+    parameters = answer()
+    if parameters != shape.model.parameter_count():
+      raise RuntimeError(f"MaxText has {parameters:,} parameters, we {shape.model.parameter_count():,}")
+    yield run
+
+
 def peak_matmul() -> Callable[[], float]:
   matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE), jnp.float32)
   multiply = jax.jit(jnp.matmul)
@@ -137,18 +205,25 @@ def seconds(run: Callable[[], float]) -> float:
   return time.perf_counter() - start
 
 
-def measure(shape: Shape, repeats: int, threads: int) -> dict[str, Any]:
-  """Median seconds of each contender, and how often XLA compiled after the first step."""
+def measure(shape: Shape, repeats: int, threads: int, maxtext_python: Path | None) -> dict[str, Any]:
+  """Median seconds of each contender by name, and how often XLA compiled after the first step."""
   batch = make_batch(shape)
   runs = {"peak": peak_matmul(), "ours": our_step(shape, batch), "torch": torch_step(shape, batch, threads)}
-  present = {name: run for name, run in runs.items() if run is not None}
-  losses = {name: run() for name, run in present.items() if name != "peak"}
-  for run in present.values():
+  with contextlib.ExitStack() as stack:
+    if maxtext_python is not None:
+      runs["maxtext"] = stack.enter_context(maxtext_step(maxtext_python, shape))
+    return time_in_turn(shape, {name: run for name, run in runs.items() if run is not None}, repeats)
+
+
+def time_in_turn(shape: Shape, runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
+  losses = {name: run() for name, run in runs.items() if name != "peak"}
+  print(f"{shape.model.name}: first losses", ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
+  for name, loss in losses.items():
+    if abs(loss - np.log(shape.model.vocab_size)) > LOSS_MARGIN[name]:
+      raise RuntimeError(f"first losses {losses}, expected ln({shape.model.vocab_size})")
+  for run in runs.values():
     for _ in range(WARM_UP):
       run()
-  for loss in losses.values():
-    if abs(loss - np.log(shape.model.vocab_size)) > 0.5:
-      raise RuntimeError(f"first losses {losses}, expected ln({shape.model.vocab_size})")
   compilations = 0
 
   def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -156,9 +231,9 @@ def measure(shape: Shape, repeats: int, threads: int) -> dict[str, Any]:
     compilations += event == COMPILE_EVENT
 
   jax.monitoring.register_event_duration_secs_listener(count)
-  times: dict[str, list[float]] = {name: [] for name in present}
+  times: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(repeats):
-    for name, run in present.items():
+    for name, run in runs.items():
       times[name].append(seconds(run))
       time.sleep(0.02)  # OpenMP's threads spin for a moment after their work
   return {name: statistics.median(samples) for name, samples in times.items()} | {"compilations": compilations}
@@ -174,14 +249,18 @@ def row(name: str, unit: str, ours: float, peer: float | None, peer_name: str, b
   }  # fmt: skip
 
 
-def rows_of(shape: Shape, times: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(shape: Shape, times: dict[str, Any], maxtext: str | None) -> list[dict[str, Any]]:
+  """`maxtext` is the version of the MaxText measured, if one was."""
   name, speed = shape.model.name, shape.tokens / times["ours"]
   peer = shape.tokens / times["torch"] if "torch" in times else None
   rows = [row(f"{name} train step", "tokens/s", speed, peer, "PyTorch eager", TORCH_BAR)]
-  if name == "12M":
+  bar = MAXTEXT_BAR if name == "12M" else None
+  if maxtext is not None:
     rows.append(
-      row(f"{name} train step", "tokens/s", speed, MAXTEXT_TOKENS_PER_SECOND, "MaxText (recorded)", MAXTEXT_BAR)
+      row(f"{name} train step", "tokens/s", speed, shape.tokens / times["maxtext"], f"MaxText {maxtext}", bar)
     )
+  elif name == "12M":
+    rows.append(row(f"{name} train step", "tokens/s", speed, MAXTEXT_TOKENS_PER_SECOND, "MaxText (recorded)", bar))
   peak = 2 * PEAK_SIZE**3 / times["peak"] / 1e9
   achieved = speed * training_flops_per_token(shape.model, shape.sequence_length) / 1e9
   bar = PEAK_BAR if name == "12M" else None
@@ -205,6 +284,7 @@ def main() -> None:
   parser.add_argument("--shapes", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}")
   parser.add_argument("--repeats", type=int, default=9)
   parser.add_argument("--devices", type=int, help="virtual devices of ours; one a core unless given")
+  parser.add_argument("--maxtext-python", type=Path, metavar="PATH", help="interpreter that has MaxText")
   parser.add_argument("--json", type=Path)
   arguments = parser.parse_args()
   if os.getloadavg()[0] > 0.5:
@@ -212,6 +292,12 @@ def main() -> None:
   names = arguments.shapes.split(",")
   if unknown := [name for name in names if name not in SHAPES]:
     parser.error(f"--shapes: unknown {', '.join(unknown)}; known: {', '.join(SHAPES)}")
+  maxtext = None
+  if arguments.maxtext_python is not None:
+    try:
+      maxtext = maxtext_version(arguments.maxtext_python)
+    except ValueError as error:
+      parser.error(f"--maxtext-python={error}")
   keep_freed_memory()
   threads = len(os.sched_getaffinity(0))
   devices = arguments.devices or threads
@@ -220,7 +306,8 @@ def main() -> None:
   jax.config.update("jax_num_cpu_devices", devices)
   rows = []
   for name in names:
-    rows += rows_of(SHAPES[name], measure(SHAPES[name], arguments.repeats, threads))
+    times = measure(SHAPES[name], arguments.repeats, threads, arguments.maxtext_python)
+    rows += rows_of(SHAPES[name], times, maxtext)
   machine = f"{platform.machine()}, {threads} cores, {devices} virtual devices, jax {jax.__version__}"
   print(machine)
   print_table(rows)
