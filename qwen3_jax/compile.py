@@ -16,8 +16,9 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from qwen3_jax.compilation.selection import validate_selection
 from qwen3_jax.compilation.topologies import Topology, TopologyError, parse_topology, prepare_environment
-from qwen3_jax.config_checks import ConfigError, validate
+from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.config_loading import config_from_flags, define_config_flag, parse_flags
 
 define_config_flag()
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     prepare_environment()
     config = config_from_flags()
     if not _SWEEP.value:
-      validate(config, topology.device_count)
+      validate_selection(config, topology.device_count)
     fits = (_sweep if _SWEEP.value else _report_stages)(config, topology)
   except (ConfigError, TopologyError) as error:
     sys.exit(f"error: {error}")

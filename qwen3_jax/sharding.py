@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -36,6 +37,7 @@ _ACTIVATION_RULES = {**RULES, "embed": ()}
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh over `devices` (all of them unless given); one axis may be -1: whatever is left.
 
+  Several slices are joined along `data`, the only axis whose traffic then goes over the data-centre network.
   Raises ValueError when the axes do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
@@ -51,7 +53,14 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     sizes[sizes.index(-1)] = max(len(devices) // known, 1)
   if int(np.prod(sizes)) != len(devices):
     raise ValueError(f"mesh ({written}) does not fit {len(devices)} devices")
-  return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+  axis_types = (AxisType.Auto,) * len(MESH_AXES)
+  slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+  if slices == 1:
+    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=axis_types)
+  if sizes[0] % slices:
+    raise ValueError(f"mesh ({written}): data must be a multiple of the {slices} slices, which it joins")
+  within, across = [sizes[0] // slices, *sizes[1:]], [slices, *(1 for _ in sizes[1:])]
+  return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices=devices), MESH_AXES, axis_types=axis_types)
 
 
 def partition_spec(names: Sequence[str], rules: Mapping[str, tuple[str, ...]] = RULES) -> P:

@@ -136,6 +136,8 @@ class _Origins:
       return operands[0], 0
     if opcode == "copy-start":  # (copy, source, context)
       return (operands[0], 0) if leaf == 1 else None
+    if opcode == "send":
+      return (operands[0], 0) if leaf == 0 else None
     if opcode.endswith("-start") and len(instruction.shape) > len(operands):  # (operands, results, contexts)
       return (operands[leaf], 0) if leaf < len(operands) else None
     if opcode.endswith("-done"):

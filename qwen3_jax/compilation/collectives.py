@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE = "all-gather", "reduce-scatter", "all-reduce"
 ALL_TO_ALL, RAGGED_ALL_TO_ALL, PERMUTE = "all-to-all", "ragged-all-to-all", "collective-permute"
 KINDS = (ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL, RAGGED_ALL_TO_ALL, PERMUTE)
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _EXCHANGES = (ALL_TO_ALL, RAGGED_ALL_TO_ALL)
 
 
@@ -29,7 +31,7 @@ class Collective:
   kind: str
   dtype: str
   axes: str  # mesh axes joined by "+", or "other"
-  group: tuple[int, ...]  # partitions of one group; of a permute, one sender and its receiver
+  group: tuple[int, ...]  # places in the mesh of one group; of a permute, one sender and its receiver
   payload: int  # bytes on one device: the larger of what goes in and what comes out
   loops: tuple[int, ...] = ()  # iterations of the loops around it, outermost first
   scope: str = ""  # JAX's name of where it comes from
@@ -58,15 +60,21 @@ def ring_bytes(kind: str, payload: int, members: int) -> float:
 
 
 def read_collective(
-  instruction: Instruction, computation: Computation, mesh_shape: Mapping[str, int]
+  instruction: Instruction, computation: Computation, mesh_shape: Mapping[str, int], num_slices: int = 1
 ) -> Collective | None:
-  """The collective that `instruction` is or starts; None for anything else and for groups of one device."""
+  """The collective that `instruction` is or starts; None for anything else and for groups of one device.
+
+  `mesh_shape`: of one slice; a program numbers the partitions of its own slice only.
+  """
+  if between := _BETWEEN_SLICES.search(instruction.attributes):
+    return _between_slices(instruction, computation, between[1], mesh_shape, num_slices)
   kind = instruction.opcode.removesuffix("-start")
   if kind not in KINDS:
     return None
   inputs = [computation.instructions[name] for name in instruction.operands]
-  data = inputs[:1] if kind == RAGGED_ALL_TO_ALL else inputs  # the others are offsets and sizes
-  payload = sum(operand.bytes for operand in data)
+  payload = sum(operand.bytes for operand in inputs)
+  if kind == RAGGED_ALL_TO_ALL:  # one side is the rows, the other a buffer with room to spare; then offsets and sizes
+    payload = min(inputs[0].bytes, instruction.bytes)
   if kind == ALL_REDUCE and _is_scattered(instruction, computation):
     kind = REDUCE_SCATTER
   pairs = parse_pairs(instruction.attributes)
@@ -83,8 +91,23 @@ def read_collective(
     group = groups[0]
   if kind == ALL_GATHER:
     payload *= len(group)
-  dtype = data[0].shape[0].dtype
+  dtype = inputs[0].shape[0].dtype
   return Collective(kind, dtype, axes, tuple(group.tolist()), payload, scope=instruction.op_name)
+
+
+def _between_slices(
+  instruction: Instruction, computation: Computation, transfer: str, mesh_shape: Mapping[str, int], num_slices: int
+) -> Collective | None:
+  """What the host sends over the data-centre network for the device: along `data`, which joins the slices."""
+  if instruction.opcode != "send":  # the receiving end names the transfer too
+    return None
+  operand = computation.operand(instruction, 0)
+  kind = transfer.lower().replace("_", "-")
+  payload = operand.bytes * (num_slices if kind == ALL_GATHER else 1)
+  per_slice = int(np.prod(list(mesh_shape.values())))
+  group = tuple(index * per_slice for index in range(num_slices))
+  kind = kind if kind in KINDS else PERMUTE
+  return Collective(kind, operand.shape[0].dtype, "data", group, payload, scope=instruction.op_name)
 
 
 def _is_scattered(instruction: Instruction, computation: Computation) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from qwen3_jax.compilation.estimate import estimate
+from qwen3_jax.compilation.selection import validate_selection
 from qwen3_jax.compilation.topologies import Topology, larger_topology
-from qwen3_jax.config_checks import ConfigError, validate
+from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.models.config import REMAT_POLICIES
 from qwen3_jax.sharding import make_mesh
 from qwen3_jax.stages import pretrain
@@ -46,7 +47,7 @@ def changed(config: ConfigDict, change: Change, topology: Topology) -> ConfigDic
   """A copy with dotted keys set. Raises ConfigError when it is not valid on the topology."""
   copy = ConfigDict(config.to_dict())
   copy.update_from_flattened_dict(change)
-  validate(copy, topology.device_count)
+  validate_selection(copy, topology.device_count)
   return copy
 
 

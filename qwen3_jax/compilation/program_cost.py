@@ -37,15 +37,21 @@ class Cost:
     self.data_dependent_loops |= other.data_dependent_loops
 
 
-def program_cost(module: Module, mesh_shape: Mapping[str, int]) -> Cost:
-  """The cost of the whole program. Of a conditional the most expensive branch counts."""
-  return _Walk(module, mesh_shape).cost(module.entry)
+def program_cost(module: Module, mesh_shape: Mapping[str, int], num_slices: int = 1) -> Cost:
+  """The cost of the whole program on a mesh whose `data` axis joins the slices. Of a conditional the most expensive
+  branch counts.
+  """
+  within = dict(mesh_shape)
+  if num_slices > 1:
+    within["data"] //= num_slices
+  return _Walk(module, within, num_slices).cost(module.entry)
 
 
 class _Walk:
-  def __init__(self, module: Module, mesh_shape: Mapping[str, int]):
+  def __init__(self, module: Module, mesh_shape: Mapping[str, int], num_slices: int):
     self._module = module
     self._mesh_shape = mesh_shape
+    self._num_slices = num_slices
     self._trips = TripCounts(module)
     self._known: dict[str, Cost] = {}
 
@@ -69,7 +75,7 @@ class _Walk:
       branches = [self._called(name) for names in calls.values() for name in names]
       total.add(max(branches, key=lambda cost: (cost.flops, cost.hbm_bytes)))
       return
-    collective = read_collective(instruction, computation, self._mesh_shape)
+    collective = read_collective(instruction, computation, self._mesh_shape, self._num_slices)
     if collective is not None:
       total.collectives.append(collective)
     flops = matmul_flops(instruction, computation)

@@ -76,7 +76,7 @@ def _measured(
 ) -> Report:
   memory = compiled.memory
   module = parse_module(compiled.hlo)
-  cost = program_cost(module, mesh.shape)
+  cost = program_cost(module, mesh.shape, topology.num_slices)
   network = Network(topology, list(mesh.devices.flat))
   bounds = roofline(cost, topology.chip, network)
   parameter_shapes = shard_shapes(arguments["parameters"])

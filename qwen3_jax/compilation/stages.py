@@ -9,14 +9,12 @@ from ml_collections import ConfigDict
 from qwen3_jax.compilation.compiler import lower
 from qwen3_jax.compilation.fixes import fixes
 from qwen3_jax.compilation.report import Report, compile_report
+from qwen3_jax.compilation.selection import stage_names
 from qwen3_jax.compilation.topologies import Topology
+from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.sharding import make_mesh
 from qwen3_jax.stages import pretrain
 from qwen3_jax.train_program import TrainProgram
-
-
-def stage_names(config: ConfigDict) -> list[str]:
-  return [config.stage] if config.stage else list(config.pipeline)
 
 
 def make_program(config: ConfigDict, stage: str) -> TrainProgram:
@@ -25,7 +23,10 @@ def make_program(config: ConfigDict, stage: str) -> TrainProgram:
 
 def stage_reports(config: ConfigDict, topology: Topology) -> Iterator[Report]:
   """One report for each stage, as soon as it is there; a stage that is the same program as an earlier one names it."""
-  mesh = make_mesh(config.mesh.to_dict(), topology.devices())
+  try:
+    mesh = make_mesh(config.mesh.to_dict(), topology.devices())
+  except ValueError as error:
+    raise ConfigError([str(error)]) from error
   seen: dict[str, Report] = {}
   for stage in stage_names(config):
     program = make_program(config, stage)

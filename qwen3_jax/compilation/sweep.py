@@ -13,7 +13,8 @@ from qwen3_jax.compilation.compiler import lower
 from qwen3_jax.compilation.estimate import Estimate, estimate
 from qwen3_jax.compilation.fixes import Change, changed
 from qwen3_jax.compilation.report import Report, compile_report
-from qwen3_jax.compilation.stages import make_program, stage_names
+from qwen3_jax.compilation.selection import stage_names
+from qwen3_jax.compilation.stages import make_program
 from qwen3_jax.compilation.tables import duration, print_rows, size
 from qwen3_jax.compilation.topologies import Topology
 from qwen3_jax.config_checks import ConfigError

@@ -14,6 +14,7 @@ from qwen3_jax.compilation.program_cost import program_cost
 from qwen3_jax.compilation.report import summarize
 from qwen3_jax.compilation.roofline import roofline
 from qwen3_jax.compilation.topologies import parse_topology, prepare_environment
+from qwen3_jax.sharding import make_mesh
 
 pytest.importorskip("libtpu")
 
@@ -154,3 +155,23 @@ def test_nested_loops_and_shard_map(mesh):
     totals[key] = totals.get(key, 0) + item.network_bytes
   shard = 1024 * 512 * STACK
   assert totals == {("all-to-all", "fsdp", 15): shard / 2, ("collective-permute", "tensor", 5): shard}
+
+
+def test_gradients_are_summed_between_slices():
+  """Two slices joined along data: the shards of one gradient go over the data-centre network, the rest within."""
+  topology = parse_topology("v5p:2x2x1", num_slices=2)
+  mesh = make_mesh({"data": 2, "fsdp": 4}, topology.devices())
+
+  def step(w, x):
+    return w - jax.grad(lambda w: jnp.sum(jnp.square(x @ w).astype(jnp.float32)))(w)
+
+  w, x = abstract(mesh, (D, F), "fsdp", None), abstract(mesh, (B, D), ("data", "fsdp"), None)
+  text = jax.jit(step, out_shardings=w.sharding).lower(w, x).compile().as_text()
+  found = program_cost(parse_module(text), mesh.shape, num_slices=2).collectives
+  network = Network(topology, list(mesh.devices.flat))
+  between = [item for item in found if network.crosses_slices(item)]
+  assert [(item.kind, item.axes, item.group, item.payload) for item in between] == [
+    ("all-reduce", "data", (0, 4), D * F // 4 * STACK)
+  ]
+  assert network.seconds(between[0]) == pytest.approx(D * F // 4 * STACK / 6.25e9)
+  assert {item.axes for item in found if item not in between} == {"fsdp"}

@@ -11,8 +11,10 @@ from experiments import dense_0_6b, moe_30b_a3b
 from qwen3_jax.compilation.estimate import estimate
 from qwen3_jax.compilation.fixes import fixes
 from qwen3_jax.compilation.ideal_network import ideal_collectives
+from qwen3_jax.compilation.selection import validate_selection
 from qwen3_jax.compilation.sweep import candidates, mesh_shapes
 from qwen3_jax.compilation.topologies import Topology, parse_topology
+from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.sharding import make_mesh
 from qwen3_jax.stages.pretrain import make_program
 
@@ -118,3 +120,17 @@ def test_candidates_are_valid(topology):
   for candidate in found:
     shards = math.prod(candidate.config.mesh[axis] for axis in ("data", "fsdp", "expert"))
     assert candidate.config.stages.s1.batch_size // candidate.config.stages.s1.micro_batches % shards == 0
+
+
+def test_only_what_is_compiled_must_fit_the_mesh():
+  config = dense_0_6b.get_config("tiny")
+  config.stages.s2.batch_size = 6
+  with pytest.raises(ConfigError) as caught:
+    validate_selection(config, 8)
+  assert any(problem.startswith("stages.s2.batch_size=6") for problem in caught.value.problems)
+  config.stage = "s1"
+  config.stages.s1.micro_batches = 1
+  validate_selection(config, 8)
+  config.stages.s1.micro_batches = 3
+  with pytest.raises(ConfigError, match=r"stages\.s1\.batch_size"):
+    validate_selection(config, 8)

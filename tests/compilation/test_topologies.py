@@ -4,6 +4,7 @@ import pytest
 
 from qwen3_jax.compilation.chips import CHIPS
 from qwen3_jax.compilation.topologies import TopologyError, larger_topology, parse_topology, prepare_environment
+from qwen3_jax.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,14 @@ def test_without_the_compiler(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(TopologyError, match="pip install libtpu"):
     prepare_environment()
+
+
+def test_slices_are_joined_along_data():
+  pytest.importorskip("libtpu")
+  prepare_environment()
+  devices = parse_topology("v5p:2x2x1", num_slices=2).devices()
+  mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, devices)
+  for index in range(2):
+    assert {device.slice_index for device in mesh.devices[index].flat} == {index}
+  with pytest.raises(ValueError, match="data must be a multiple of the 2 slices"):
+    make_mesh({"fsdp": 8}, devices)

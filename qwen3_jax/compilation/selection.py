@@ -1,0 +1,22 @@
+"""Which stages of a config are compiled, and whether those can run on a number of devices."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from qwen3_jax.config_checks import ConfigError, validate
+
+
+def stage_names(config: ConfigDict) -> list[str]:
+  return [config.stage] if config.stage else list(config.pipeline)
+
+
+def validate_selection(config: ConfigDict, device_count: int) -> None:
+  """Raises ConfigError as `validate` does, but not for stages that are not compiled: they may be for other meshes."""
+  others = tuple(f"stages.{name}." for name in config.stages if name not in stage_names(config))
+  try:
+    validate(config, device_count)
+  except ConfigError as error:
+    problems = [problem for problem in error.problems if not problem.startswith(others)]
+    if problems:
+      raise ConfigError(problems) from None
