@@ -53,14 +53,16 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     sizes[sizes.index(-1)] = max(len(devices) // known, 1)
   if int(np.prod(sizes)) != len(devices):
     raise ValueError(f"mesh ({written}) does not fit {len(devices)} devices")
-  axis_types = (AxisType.Auto,) * len(MESH_AXES)
   slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
-  if slices == 1:
-    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=axis_types)
   if sizes[0] % slices:
     raise ValueError(f"mesh ({written}): data must be a multiple of the {slices} slices, which it joins")
-  within, across = [sizes[0] // slices, *sizes[1:]], [slices, *(1 for _ in sizes[1:])]
-  return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices=devices), MESH_AXES, axis_types=axis_types)
+  split = True  # an axis may cover a part of a side of the torus
+  if slices == 1:
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=split)
+  else:
+    within, across = [sizes[0] // slices, *sizes[1:]], [slices, *(1 for _ in sizes[1:])]
+    placed = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+  return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def partition_spec(names: Sequence[str], rules: Mapping[str, tuple[str, ...]] = RULES) -> P:

@@ -58,7 +58,10 @@ def estimate(program: TrainProgram, mesh: Mesh, topology: Topology, arguments: M
 
 
 def saved_per_token(model: ModelConfig, tensor: int = 1) -> float:
-  """Numbers of one layer that are kept for one token between its forward and backward pass, by remat policy."""
+  """Numbers of one layer that are kept for one token between its forward and backward pass, by remat policy.
+
+  A policy that is not listed is taken to keep the matmuls.
+  """
   D, H, N, K = model.hidden_size, model.head_dim, model.num_heads, model.num_kv_heads
   experts = model.num_experts_per_token if model.is_moe else 1
   matmuls = (N + 2 * K) * H / tensor + D + experts * (2 * model.intermediate_size / tensor + D)

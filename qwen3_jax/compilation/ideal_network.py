@@ -22,11 +22,11 @@ def ideal_collectives(program: TrainProgram, mesh: Mesh, parameters: Any) -> lis
   """One entry per tensor and transfer; `loops` says how often. t: tokens of a micro-batch on a device, a: bytes of an
   activation; `parameters`: ShapeDtypeStructs with their shardings.
 
-  Weights: what token axes split is gathered twice a micro-batch, for the forward and the backward pass, and its
-  gradient is scattered once a micro-batch; over token axes that do not split it, the step's gradient is summed once.
-  Both travel in the activations' type. Experts: an all-to-all of t * k * D * a out and back, forward and backward.
-  Tensor: two sums of t * D * a each way. Context: the row's keys and values gathered for each pass, their gradients
-  scattered. Recomputation sends nothing.
+  Weights: what token axes split is gathered twice a micro-batch, for the forward and the backward pass, in bfloat16,
+  which matmuls read whatever the activations are; its gradient is scattered once a micro-batch, and over token axes
+  that do not split it summed once a step, both in the activations' type. Experts: an all-to-all of t * k * D * a out
+  and back, forward and backward. Tensor: two sums of t * D * a each way. Context: the row's keys and values gathered
+  for each pass, their gradients scattered. Recomputation sends nothing.
   """
   model, sizes = program.model, dict(mesh.shape)
   activation = np.dtype(model.dtype).itemsize
@@ -62,15 +62,16 @@ def _of_weights(program: TrainProgram, mesh: Mesh, parameters: Any, activation: 
     gathered = [axis for axis, name in split.items() if axis in _GATHER_AXES and name != "experts" and sizes[axis] > 1]
     summed = [axis for axis in _GATHER_AXES if axis not in split and sizes[axis] > 1]
     kept = int(np.prod([sizes[axis] for axis in split if axis not in gathered]))
-    payload = int(np.prod(leaf.shape)) // layers // kept * activation
+    elements = int(np.prod(leaf.shape)) // layers // kept
     scope = jax.tree_util.keystr(path)
     loops = (program.micro_batches, layers)
     if gathered:
       group, axes = group_of_axes(gathered, sizes), _joined(gathered, sizes)
-      for kind in (ALL_GATHER, ALL_GATHER, REDUCE_SCATTER):
-        yield Collective(kind, model.dtype, axes, group, payload, loops, scope)
+      gather = Collective(ALL_GATHER, "bfloat16", axes, group, elements * 2, loops, scope)
+      yield from (gather, gather)
+      yield Collective(REDUCE_SCATTER, model.dtype, axes, group, elements * activation, loops, scope)
     if summed:
-      share = payload // max(int(np.prod([sizes[axis] for axis in gathered])), 1)
+      share = elements * activation // int(np.prod([sizes[axis] for axis in gathered]))
       group, axes = group_of_axes(summed, sizes), _joined(summed, sizes)
       yield Collective(ALL_REDUCE, model.dtype, axes, group, share, (layers,), scope)
 

@@ -44,6 +44,7 @@ def sweep(config: ConfigDict, topology: Topology, limit: int, out: Console) -> l
   if len(stages) > 1:
     raise ConfigError([f"--sweep: works on one stage; name one, e.g. --config=...:stage={stages[0]}"])
   stage = stages[0]
+  out.print(f"estimating the meshes of {topology.device_count} devices")
   found = sorted(candidates(config, stage, topology), key=lambda found: _order(found, topology))
   if not found:
     raise ConfigError([f"--sweep: no mesh of {topology.device_count} devices is valid for stage {stage!r}"])

@@ -77,3 +77,13 @@ def test_slices_are_joined_along_data():
     assert {device.slice_index for device in mesh.devices[index].flat} == {index}
   with pytest.raises(ValueError, match="data must be a multiple of the 2 slices"):
     make_mesh({"fsdp": 8}, devices)
+
+
+def test_a_mesh_axis_may_cover_a_part_of_a_side():
+  pytest.importorskip("libtpu")
+  prepare_environment()
+  topology = parse_topology("v6e:4x4")
+  mesh = make_mesh({"fsdp": 8, "context": 2}, topology.devices())
+  for index in range(8):  # the two that share a context are neighbours
+    a, b = (device.coords for device in mesh.devices[0, index, 0, :, 0])
+    assert sum(abs(x - y) for x, y in zip(a, b)) == 1
