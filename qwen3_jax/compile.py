@@ -32,6 +32,8 @@ _SWEEP_LIMIT = flags.DEFINE_integer("sweep_limit", 8, "Most candidates that a sw
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+  from qwen3_jax.compilation.compiler import CompilerError
+
   try:
     topology = parse_topology(_TOPOLOGY.value, _NUM_SLICES.value)
     prepare_environment()
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     if not _SWEEP.value:
       validate_selection(config, topology.device_count)
     fits = (_sweep if _SWEEP.value else _report_stages)(config, topology)
-  except (ConfigError, TopologyError) as error:
+  except (CompilerError, ConfigError, TopologyError) as error:
     sys.exit(f"error: {error}")
   sys.exit(0 if fits else 1)
 

@@ -23,6 +23,10 @@ _USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm", re.IGNORECASE)
 _ALLOCATION = re.compile(rf"Size: {_SIZE}.*?Operator: op_name=\"([^\"]*)\".*?Shape: (\S+)", re.DOTALL)
 
 
+class CompilerError(Exception):
+  """The TPU compiler refuses a program for another reason than too little HBM, e.g. a kernel's on-chip memory."""
+
+
 class Program(Protocol):
   """What can be compiled and reported: the train step, and later other kinds of steps."""
 
@@ -78,7 +82,7 @@ def lower(program: Program, mesh: Mesh) -> Lowered:
 
 
 def compile_lowered(lowered: Lowered, argument_bytes: int) -> Compiled | HbmOverflow:
-  """Compiles; an error other than too little HBM is raised as it is.
+  """Compiles. Raises CompilerError for anything but too little HBM.
 
   `argument_bytes`: what the arguments take on a device, which one form of the compiler's message leaves out.
   """
@@ -88,7 +92,7 @@ def compile_lowered(lowered: Lowered, argument_bytes: int) -> Compiled | HbmOver
   except jax.errors.JaxRuntimeError as error:
     overflow = parse_overflow(str(error), argument_bytes, time.perf_counter() - start)
     if overflow is None:
-      raise
+      raise CompilerError(f"the TPU compiler refuses the program: {error}") from error
     return overflow
   text = compiled.as_text()
   assert text is not None

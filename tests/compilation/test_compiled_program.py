@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen3_jax.compilation.collectives import Network
+from qwen3_jax.compilation.compiler import CompilerError, Lowered, compile_lowered
 from qwen3_jax.compilation.hlo import parse_module
 from qwen3_jax.compilation.memory import memory_categories, memory_statistics, shard_shapes
 from qwen3_jax.compilation.program_cost import program_cost
@@ -175,3 +178,22 @@ def test_gradients_are_summed_between_slices():
   ]
   assert network.seconds(between[0]) == pytest.approx(D * F // 4 * STACK / 6.25e9)
   assert {item.axes for item in found if item not in between} == {"fsdp"}
+
+
+def test_a_kernel_without_room_on_the_chip_is_another_error():
+  """Not reported as a lack of HBM."""
+  prepare_environment()
+  shape = jax.ShapeDtypeStruct((64 * 2**20,), jnp.float32)
+
+  def copy(source, target):
+    target[...] = source[...]
+
+  on_chip = pl.BlockSpec(memory_space=pltpu.VMEM)
+  kernel = pl.pallas_call(copy, shape, in_specs=[on_chip], out_specs=on_chip)
+  alone = jax.sharding.Mesh(np.array(parse_topology("v5p:2x2x1").devices()[:1]), ("one",))
+  step = jax.shard_map(kernel, mesh=alone, in_specs=P(), out_specs=P(), check_vma=False)
+  x = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=NamedSharding(alone, P()))
+  with jax.set_mesh(alone):
+    lowered = jax.jit(step).lower(x)
+  with pytest.raises(CompilerError, match=r"(?s)the TPU compiler refuses the program: .*vmem"):
+    compile_lowered(Lowered(lowered, 0.0, ""), argument_bytes=0)
