@@ -116,14 +116,17 @@ def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
   """Until all have ended; the exit status of the first that failed, after which the rest is killed in time."""
   status, deadline = 0, float("inf")
   while True:
-    running = [child for child in children if child.poll() is None]
-    failed = next((index for index, child in enumerate(children) if child.returncode), None)
-    if failed is not None and not status:
-      code = children[failed].returncode
+    running = _running(children)
+    if not status and any(child.returncode for child in children):
+      time.sleep(0.2)  # the others may have followed at once
+      running = _running(children)
+      failed = {index: child.returncode for index, child in enumerate(children) if child.returncode}
+      first = min(failed, key=lambda index: (failed[index] > 0, index))  # who was killed did not follow anyone
+      code = failed[first]
       status, deadline = 128 - code if code < 0 else code, time.monotonic() + grace_seconds
       how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
       wait = f"; the others have {grace_seconds:g} s to end" if running else ""
-      _say(f"process {failed} {how}{wait}")
+      _say(f"process {first} {how}{wait}")
     if not running:
       return status
     if time.monotonic() > deadline:
@@ -132,6 +135,10 @@ def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
       for child in running:
         _kill(child)
     time.sleep(0.1)
+
+
+def _running(children: list[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
+  return [child for child in children if child.poll() is None]
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

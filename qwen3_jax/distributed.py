@@ -8,6 +8,7 @@ import glob
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,7 +22,10 @@ from jax._src.distributed import global_state as _state  # JAX has no public nam
 
 _T = TypeVar("_T")
 _FAILURE = "qwen3_jax/failure"
+_JOIN_SECONDS = 300
 _FAREWELL_SECONDS = 3.0  # process 0 holds the store: it leaves once the others have read why
+# What gloo and JAX's coordination service say. On a TPU collectives hang, and JAX's heartbeats end the process.
+_LOST = re.compile(r"Gloo .* failed|[Cc]oordination service|Socket closed|heartbeat")
 _CONTINUES = ". The same command continues from the last checkpoint."
 _HOUR_MS = 3_600_000
 _calls = itertools.count()
@@ -65,22 +69,31 @@ def start(
     raise StartError(f"coordinator_address={coordinator_address!r}: expected host:port")
   if not _cluster() and (missing := [name for name, value in given.items() if value is None]):
     raise StartError(f"{', '.join(missing)}: not given, and JAX detects no cluster that would tell")
+  joining = f"joining the other processes ({_written(given)})"
+  _explain_abort(f"{joining}: not all came within {_JOIN_SECONDS} s")
   try:
     jax.distributed.initialize(
       coordinator_address,
       num_processes,
       process_id,
       cluster_detection_method="deactivate" if None not in given.values() else None,
+      initialization_timeout=_JOIN_SECONDS,
       heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except (RuntimeError, ValueError) as error:
     if set(given.values()) == {None} and isinstance(error, ValueError):
+      _restore_abort()
       return  # TPU chips, and nobody who knows of other machines
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    raise StartError(f"joining the other processes ({_written(given)}): {first}") from error
-  if _state.num_processes > 1:
-    _explain_abort(heartbeat_seconds)
-    _watcher.start()
+    raise StartError(f"{joining}: {first}") from error
+  if _state.num_processes == 1:
+    _restore_abort()
+    return
+  _explain_abort(
+    f"process {_state.process_id} was stopped by JAX; the lines above say why. Most likely another process ended or was"
+    f" not heard of for {heartbeat_seconds} s{_CONTINUES}"
+  )
+  _watcher.start()
 
 
 def stop() -> None:
@@ -90,7 +103,7 @@ def stop() -> None:
       with contextlib.suppress(jax.errors.JaxRuntimeError):  # a failure came first, and ends this process, too
         _store().key_value_set(_FAILURE, "")
     _watcher.join()  # a thread that waits in C++ would crash the end of the interpreter
-    ctypes.CDLL(None).signal(signal.SIGABRT, None)
+    _restore_abort()
 
 
 def on_first_process(work: Callable[[], _T]) -> _T:
@@ -107,6 +120,11 @@ def on_first_process(work: Callable[[], _T]) -> _T:
     _store().key_value_set(key, json.dumps(result))
     return result
   return json.loads(_get(key))
+
+
+def lost_another(error: BaseException) -> bool:
+  """Whether `error`, raised by JAX, says that another process went away rather than that something failed here."""
+  return isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)) is not None
 
 
 def leave(error: BaseException | str) -> NoReturn:
@@ -170,14 +188,15 @@ def _aborted(number: int) -> None:
 _abort_message = b""
 
 
-def _explain_abort(heartbeat_seconds: int) -> None:
-  """JAX aborts, out of a thread of C++, when it has lost another process: say so, and leave no core file."""
+def _explain_abort(message: str) -> None:
+  """JAX aborts, out of C++, when it misses another process: this becomes the last line, and no core file is left."""
   global _abort_message
-  _abort_message = (
-    f"error: process {_state.process_id} was stopped by JAX; the lines above say why. Most likely another process"
-    f" ended or was not heard of for {heartbeat_seconds} s{_CONTINUES}\n"
-  ).encode()
+  _abort_message = f"error: {message}\n".encode()
   ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+
+
+def _restore_abort() -> None:
+  ctypes.CDLL(None).signal(signal.SIGABRT, None)
 
 
 def _store() -> Any:

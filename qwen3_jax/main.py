@@ -78,7 +78,7 @@ def _explanation(error: BaseException, config: ConfigDict, workdir: Workdir) -> 
   """What to tell a user who can mend it; None for an error that nobody foresaw."""
   from qwen3_jax.checkpoint import CheckpointError
   from qwen3_jax.data.records import DataError
-  from qwen3_jax.distributed import StartError
+  from qwen3_jax.distributed import StartError, lost_another
   from qwen3_jax.safetensors_io import WeightsError
   from qwen3_jax.train_loop import NonFiniteError
   from qwen3_jax.workdir import WorkdirError
@@ -87,9 +87,12 @@ def _explanation(error: BaseException, config: ConfigDict, workdir: Workdir) -> 
   if isinstance(error, known):
     return str(error)
   if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-    newest = _newest_checkpoint(config, workdir)
-    return f"{error.filename or workdir}: {error.strerror}. The same command continues from {newest}."
-  return None
+    reason = f"{error.filename or workdir}: {error.strerror}"
+  elif lost_another(error):
+    reason = f"another process is gone: {str(error).splitlines()[0]}"
+  else:
+    return None
+  return f"{reason}. The same command continues from {_newest_checkpoint(config, workdir)}."
 
 
 def _newest_checkpoint(config: ConfigDict, workdir: Workdir) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -100,12 +101,33 @@ def test_a_killed_process_ends_the_others(killed):
   """
   started = time.monotonic()
   code, lines, err = launch(script)
-  assert code == 137 and f"process {killed} was killed by SIGKILL" in err
+  assert code == 137 and f"process {killed} was killed by SIGKILL" in err, (lines, err)
   assert time.monotonic() - started < 60
   errors = [line for line in lines if line.startswith(f"[{1 - killed}] error: ")]
   assert len(errors) == 1
   assert re.search(r"process 0 is gone|another process ended or was not heard of for 6 s", errors[0])
   assert errors[0].endswith("The same command continues from the last checkpoint.")
+
+
+def test_a_process_that_does_not_come():
+  script = """
+    from qwen3_jax import distributed
+
+    distributed._JOIN_SECONDS = 3
+    distributed.start("localhost:{port}", 2, {me})
+  """
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  for me in (0, 1):
+    code = textwrap.dedent(script.format(port=port, me=me))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(run_helpers.ROOT)}
+    ended = subprocess.run(
+      [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=False
+    )
+    assert ended.returncode == 1
+    given = f"coordinator_address=localhost:{port}, num_processes=2, process_id={me}"
+    assert ended.stderr.splitlines()[-1] == f"error: joining the other processes ({given}): not all came within 3 s"
 
 
 @pytest.mark.parametrize(
