@@ -5,13 +5,14 @@ matmul peak.
                                  [--json=FILE]
 
 Each repeat times a large matmul, our step, PyTorch's and MaxText's, one after the other; medians. All steps use every
-core of the process's affinity, the same float32 shapes, AdamW and clipping; ours is data-parallel over one virtual
-device a core, unless --devices says otherwise (config.cpu_devices in a run). A row holds one document, so PyTorch may
-use its causal kernel without a mask; ours masks by segment all the same. PyTorch is measured where it is installed.
+core of the process's affinity, the same shapes, AdamW and clipping. Ours and PyTorch's compute in float32 on the same
+batch; ours is data-parallel over one virtual device a core, unless --devices says otherwise (config.cpu_devices in a
+run). A row holds one document, so PyTorch may use its causal kernel without a mask; ours masks by segment all the same.
+PyTorch is measured where it is installed.
 
 MaxText is measured where --maxtext-python names the interpreter of an environment that has it (Python 3.12: `pip
-install maxtext` and what its import asks for); its process waits while the others are timed. Without the flag it has
-one row, at 12M, with a figure recorded on another 2-core machine.
+install maxtext` and what its import asks for); its process waits while the others are timed. It computes in bfloat16,
+its default and its faster one. Without the flag it has one row, at 12M, recorded on another 2-core machine.
 
 Run it on an idle machine: PyTorch's threads wait for each other after every operation and lose far more than ours when
 something else wants a core. `taskset -c 0` compares one core each, which other work disturbs least.
@@ -257,7 +258,7 @@ def rows_of(shape: Shape, times: dict[str, Any], maxtext: str | None) -> list[di
   bar = MAXTEXT_BAR if name == "12M" else None
   if maxtext is not None:
     rows.append(
-      row(f"{name} train step", "tokens/s", speed, shape.tokens / times["maxtext"], f"MaxText {maxtext}", bar)
+      row(f"{name} train step", "tokens/s", speed, shape.tokens / times["maxtext"], f"MaxText {maxtext}, bfloat16", bar)
     )
   elif name == "12M":
     rows.append(row(f"{name} train step", "tokens/s", speed, MAXTEXT_TOKENS_PER_SECOND, "MaxText (recorded)", bar))
