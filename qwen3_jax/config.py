@@ -88,7 +88,9 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
   config.optimizer.epsilon = 1e-8  # added to the root of the latter
   config.optimizer.weight_decay = 0.1  # decoupled; matrices only
   config.optimizer.clip_norm = 1.0  # global gradient norm; 0 does not clip
-  config.optimizer.moment_dtype = "float32"  # of Adam's mean of gradients
+  config.optimizer.moment_dtype = "float32"  # of Adam's two means between steps
+  config.optimizer.gradient_dtype = "float32"  # of gradients, from the backward pass and over micro-batches
+  config.optimizer.offload = False  # the moments wait in the host's memory between steps
 
   config.z_loss = 0.0  # weight of log(Z)^2, keeps logits from drifting
   config.max_skipped_steps = 10  # non-finite steps in a row that are skipped before the run stops

@@ -249,8 +249,9 @@ def _batch_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: d
       f"{prefix}batch_size={batch}: a micro-batch of {batch // micro} sequences cannot be divided over"
       f" {' * '.join(BATCH_AXES)} = {shards} devices"
     )
-  if length % sizes["context"]:
-    yield f"{prefix}sequence_length={length}: cannot be divided over mesh.context={sizes['context']}"
+  context = sizes["context"]
+  if context > 1 and length % (2 * context):
+    yield f"{prefix}sequence_length={length}: cannot be divided into 2 * mesh.context = {2 * context} chunks"
   if length > config.model.max_position_embeddings:
     yield (
       f"{prefix}sequence_length={length}: longer than"
@@ -294,9 +295,10 @@ def _optimizer_problems(prefix: str, optimizer: ConfigDict) -> Iterator[str]:
   if optimizer.schedule not in SCHEDULES:
     hint = did_you_mean(optimizer.schedule, SCHEDULES)
     yield f"{prefix}schedule={optimizer.schedule!r}: must be one of {', '.join(SCHEDULES)}.{hint}"
-  if optimizer.moment_dtype not in _DTYPES:
-    hint = did_you_mean(optimizer.moment_dtype, _DTYPES)
-    yield f"{prefix}moment_dtype={optimizer.moment_dtype!r}: must be one of {', '.join(_DTYPES)}.{hint}"
+  for key in ("moment_dtype", "gradient_dtype"):
+    if optimizer[key] not in _DTYPES:
+      hint = did_you_mean(optimizer[key], _DTYPES)
+      yield f"{prefix}{key}={optimizer[key]!r}: must be one of {', '.join(_DTYPES)}.{hint}"
   if optimizer.peak_lr <= 0:
     yield f"{prefix}peak_lr={optimizer.peak_lr}: must be positive"
   if not 0 <= optimizer.final_lr <= optimizer.peak_lr:

@@ -48,6 +48,34 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   The learning rate stays outside so that the state does not depend on a stage's schedule.
   """
   return optax.chain(
-    optax.scale_by_adam(config.beta1, config.beta2, config.epsilon, mu_dtype=jnp.dtype(config.moment_dtype)),
+    scale_by_adam(config.beta1, config.beta2, config.epsilon, jnp.dtype(config.moment_dtype)),
     optax.add_decayed_weights(config.weight_decay, decay_mask),
   )
+
+
+def scale_by_adam(beta1: float, beta2: float, epsilon: float, moment_dtype: jnp.dtype) -> optax.GradientTransformation:
+  """Adam's direction (Kingma & Ba 2015), computed in float32; both moments are stored in `moment_dtype`.
+
+  optax's own stores only the mean of gradients in another type. Directions have the parameters' type.
+  """
+
+  def init(params):
+    zeros = lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, moment_dtype), params)
+    return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros(), nu=zeros())
+
+  def update(gradients, state, params):
+    count = optax.safe_increment(state.count)
+    mean_scale, square_scale = (1.0 / (1.0 - beta ** count.astype(jnp.float32)) for beta in (beta1, beta2))
+
+    def leaf(gradient, mean, square, param):
+      gradient = gradient.astype(jnp.float32)
+      mean = beta1 * mean.astype(jnp.float32) + (1.0 - beta1) * gradient
+      square = beta2 * square.astype(jnp.float32) + (1.0 - beta2) * jnp.square(gradient)
+      direction = mean * mean_scale / (jnp.sqrt(square * square_scale) + epsilon)
+      return direction.astype(param.dtype), mean.astype(moment_dtype), square.astype(moment_dtype)
+
+    triples = jax.tree.map(leaf, gradients, state.mu, state.nu, params)
+    directions, mean, square = jax.tree.transpose(jax.tree.structure(gradients), None, triples)
+    return directions, optax.ScaleByAdamState(count, mean, square)
+
+  return optax.GradientTransformation(init, update)

@@ -22,12 +22,14 @@ RULES: dict[str, tuple[str, ...]] = {
   "batch": BATCH_AXES,
   "length": ("context",),
   "layers": (),
-  "embed": ("fsdp",),
+  "embed": ("fsdp", "expert"),
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "head_dim": (),
   "mlp": ("tensor",),
   "experts": ("expert",),
+  "expert_embed": ("fsdp",),  # the hidden axis of experts' matrices
+  "choices": (),  # the experts a router chooses from
   "vocab": ("tensor",),
 }
 # An activation's hidden axis stays whole: its batch axis already uses fsdp.
@@ -86,12 +88,13 @@ def array_spec(names: Sequence[str], shape: Sequence[int], mesh: Mesh | Abstract
 
 
 def _divisible(spec: P, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-  """`spec` without the mesh axes that do not divide their array axis."""
-  entries = []
+  """`spec` without the last mesh axes of an array axis that they do not divide."""
+  entries: list[Any] = []
   for entry, size in zip(spec, shape):
-    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
-    parts = int(np.prod([mesh.shape[axis] for axis in axes]))
-    entries.append(entry if size % parts == 0 else None)
+    axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    while axes and size % math.prod(mesh.shape[axis] for axis in axes):
+      axes = axes[:-1]
+    entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
   return P(*entries)
 
 

@@ -23,7 +23,7 @@ from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.progress import Progress
 from qwen3_jax.sharding import batch_sharding
 from qwen3_jax.stages.stage import Stage
-from qwen3_jax.train_state import TrainState, create_state, next_stage_state
+from qwen3_jax.train_state import TrainState, next_stage_state
 from qwen3_jax.train_step import make_evaluation_step
 from qwen3_jax.workdir import Workdir
 
@@ -85,7 +85,7 @@ def _starting_state(
     stage.batches.set_state(restored.data_state)
     return restored.state
   if previous is None:
-    return create_state(stage.program.model, stage.program.optimizer, mesh, config.seed)
+    return stage.program.create_state(mesh, config.seed)
   with_previous = Checkpointer(workdir.checkpoints(previous), keep=config.checkpoint.keep)
   try:
     restored = with_previous.restore(abstract)

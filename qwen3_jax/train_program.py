@@ -15,7 +15,7 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.objectives.loss_output import Objective
 from qwen3_jax.sharding import batch_sharding, replicated
-from qwen3_jax.train_state import TrainState, abstract_state
+from qwen3_jax.train_state import TrainState, abstract_state, create_state
 from qwen3_jax.train_step import make_train_step
 
 
@@ -29,6 +29,8 @@ class TrainProgram:
   batch_shape: tuple[int, int]  # global [B, T]
   micro_batches: int
   clip_norm: float
+  gradient_dtype: str = "float32"
+  offload_optimizer: bool = False  # its state waits in the host's memory between steps
 
   @property
   def tokens_per_step(self) -> int:
@@ -41,7 +43,11 @@ class TrainProgram:
 
   def abstract_state(self, mesh: Mesh) -> TrainState:
     """The state as ShapeDtypeStructs with their shardings; allocates nothing."""
-    return abstract_state(self.model, self.optimizer, mesh)
+    return abstract_state(self.model, self.optimizer, mesh, self.offload_optimizer)
+
+  def create_state(self, mesh: Mesh, seed: int) -> TrainState:
+    """A fresh state, initialised directly into its shardings."""
+    return create_state(self.model, self.optimizer, mesh, seed, self.offload_optimizer)
 
   def abstract_batch(self, mesh: Mesh) -> Batch:
     sharding = batch_sharding(mesh)
@@ -60,7 +66,13 @@ class TrainProgram:
     Compiled ahead of time, a shape that changed is an error, never a second compilation. The state is donated.
     """
     step = make_train_step(
-      self.model, self.objective, self.optimizer, clip_norm=self.clip_norm, micro_batches=self.micro_batches
+      self.model,
+      self.objective,
+      self.optimizer,
+      clip_norm=self.clip_norm,
+      micro_batches=self.micro_batches,
+      gradient_dtype=self.gradient_dtype,
+      offload_optimizer=self.offload_optimizer,
     )
     state = self.abstract_state(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)

@@ -34,23 +34,31 @@ def _zero() -> jax.Array:
   return jnp.zeros((), jnp.int32)  # one for each counter: a donated buffer has one owner
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-  """The state as ShapeDtypeStructs with their shardings; allocates nothing."""
+def abstract_state(
+  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, offload_optimizer: bool = False
+) -> TrainState:
+  """The state as ShapeDtypeStructs with their shardings; allocates nothing.
+
+  With `offload_optimizer` the optimizer's arrays, not its scalars, are in the host's memory.
+  """
   shapes = jax.eval_shape(lambda params: initial_state(params, optimizer, 0), abstract_parameters(config))
   of_parameters, whole = parameter_shardings(config, mesh), replicated(mesh)
+  place = lambda _, sharding: sharding.with_memory_kind("pinned_host") if offload_optimizer else sharding
   shardings = dataclasses.replace(
     jax.tree.map(lambda _: whole, shapes),
     params=of_parameters,
     optimizer=optax.tree.map_params(
-      optimizer, lambda _, sharding: sharding, shapes.optimizer, of_parameters, transform_non_params=lambda _: whole
+      optimizer, place, shapes.optimizer, of_parameters, transform_non_params=lambda _: whole
     ),
   )
   return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
 
 
-def create_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-  """A fresh state, initialised directly into its shardings."""
-  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh))
+def create_state(
+  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, offload_optimizer: bool = False
+) -> TrainState:
+  """A fresh state, initialised directly into the shardings of `abstract_state`."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, offload_optimizer))
   return jax.jit(lambda: initial_state(initialize(config, seed), optimizer, seed), out_shardings=shardings)()
 
 

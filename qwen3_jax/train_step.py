@@ -26,6 +26,8 @@ def make_train_step(
   *,
   clip_norm: float = 1.0,
   micro_batches: int = 1,
+  gradient_dtype: str = "float32",
+  offload_optimizer: bool = False,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
   """`step(state, batch, learning_rate)`: one optimizer step on a global batch [B, T]; to be jitted, the state donated.
 
@@ -34,6 +36,10 @@ def make_train_step(
   The gradient is that of `sum of losses / sum of weights + router_aux_loss_coef * balance loss` over the whole batch,
   whatever `micro_batches` is. The balance loss needs the expert counts of the whole batch before any micro-batch's
   gradient, so with a MoE model and several micro-batches a forward pass buffers them first.
+
+  In `gradient_dtype` bfloat16 the parameters are cast once, and gradients are bfloat16 from the backward pass on and
+  over micro-batches: half the memory, and rounding in the sum. With `offload_optimizer` the optimizer's arrays come
+  from the host's memory and go back.
 
   A step whose loss or gradient is not finite changes nothing but the counters.
   """
@@ -71,20 +77,25 @@ def make_train_step(
     return sums
 
   def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, Metrics]:
-    gradients, output = accumulated_gradient(state.params, batch, jax.random.fold_in(state.rng, state.step))
+    params = jax.tree.map(lambda p: p.astype(gradient_dtype), state.params)
+    gradients, output = accumulated_gradient(params, batch, jax.random.fold_in(state.rng, state.step))
     weight = jnp.maximum(output.weight, 1e-8)
-    norm = optax.global_norm(gradients) / weight
+    norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), gradients)) / weight
     scale = 1.0 / weight if not clip_norm else jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) / weight
     gradients = jax.tree.map(lambda g: g * scale, gradients)
 
-    directions, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    before = _to(jax.memory.Space.Device, state.optimizer) if offload_optimizer else state.optimizer
+    directions, optimizer_state = optimizer.update(gradients, before, state.params)
     updates = jax.tree.map(lambda direction: -learning_rate * direction, directions)
     finite = jnp.isfinite(norm) & jnp.isfinite(output.loss_sum)
     keep = lambda new, old: jnp.where(finite, new, old)
+    optimizer_state = jax.tree.map(keep, optimizer_state, before)
+    if offload_optimizer:
+      optimizer_state = _to(jax.memory.Space.Host, optimizer_state)
     new_state = TrainState(
       step=state.step + 1,
       params=jax.tree.map(keep, optax.apply_updates(state.params, updates), state.params),
-      optimizer=jax.tree.map(keep, optimizer_state, state.optimizer),
+      optimizer=optimizer_state,
       rng=state.rng,
       skipped=jnp.where(finite, 0, state.skipped + 1),
     )
@@ -134,6 +145,11 @@ def _split(batch: Batch, n: int) -> Batch:
   if B % n:
     raise ValueError(f"batch of {B} sequences does not split into micro_batches={n}")
   return jax.tree.map(lambda x: x.reshape(B // n, n, T).swapaxes(0, 1), batch)
+
+
+def _to(space, tree):
+  """Moves the arrays of `tree`; its scalars stay where they are."""
+  return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, tree)
 
 
 def _first(tree):

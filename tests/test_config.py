@@ -283,7 +283,7 @@ def test_impossible_stage(stage, expected):
     ({"data": -1}, None, "data and fsdp are -1; at most one"),
     ({"tensor": 0}, None, "mesh.tensor=0: must be at least 1, or -1"),
     ({"expert": 2}, 8, "mesh.expert=2: the model is dense"),
-    ({"context": 3}, None, "sequence_length=4096: cannot be divided over mesh.context=3"),
+    ({"context": 3}, None, "sequence_length=4096: cannot be divided into 2 * mesh.context = 6 chunks"),
     ({}, 512, "a micro-batch of 256 sequences cannot be divided over data * fsdp * expert = 512 devices"),
   ],
 )

@@ -1,6 +1,7 @@
 """The train step: accumulation, meshes, the balance loss, skipped steps, AdamW, compile count."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from qwen3_jax.models.transformer import from_parameters
 from qwen3_jax.objectives.next_token import next_token
 from qwen3_jax.optimizer import make_optimizer, make_schedule
 from qwen3_jax.sharding import batch_sharding, make_mesh
+from qwen3_jax.train_program import TrainProgram
 from qwen3_jax.train_state import create_state, initial_state
 from qwen3_jax.train_step import make_train_step
 
@@ -81,19 +83,78 @@ LAYOUTS = [
 ]
 
 
+@functools.cache
+def reference(config):
+  """The definition's gradient, and the metrics of a step on one device."""
+  return direct_gradient(config), gradient_of_step(config, *LAYOUTS[0])[1]
+
+
 @MODELS
-def test_gradient_does_not_depend_on_devices_or_micro_batches(config):
-  expected = direct_gradient(config)
-  reference = None
-  for mesh_shape, micro_batches in LAYOUTS:
-    gradients, metrics = gradient_of_step(config, mesh_shape, micro_batches)
-    for ours, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected)):
-      scale = np.linalg.norm(wanted)
-      assert scale > 1e-4
-      assert np.linalg.norm(ours - wanted) <= 1e-6 * scale, (mesh_shape, micro_batches, wanted.shape)
-    reference = reference or metrics
-    for name, value in reference.items():
-      assert metrics[name] == pytest.approx(value, rel=1e-6), (name, mesh_shape, micro_batches)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_gradient_does_not_depend_on_devices_or_micro_batches(config, layout):
+  expected, reference_metrics = reference(config)
+  gradients, metrics = gradient_of_step(config, *layout)
+  for ours, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected)):
+    scale = np.linalg.norm(wanted)
+    assert scale > 1e-4
+    assert np.linalg.norm(ours - wanted) <= 1e-6 * scale, wanted.shape
+  for name, value in reference_metrics.items():
+    assert metrics[name] == pytest.approx(value, rel=1e-6), name
+
+
+POLICIES = [
+  {"remat": "dots"},
+  {"remat": "attention"},
+  {"remat": "full"},
+  {"remat": "full", "offload_layer_inputs": True},
+  {"remat": "dots", "offload_layer_inputs": True},
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_memory_policies_do_not_change_the_gradient(policy):
+  expected = reference(MOE)[0]
+  gradients, _ = gradient_of_step(MOE.replace(**policy), {"fsdp": 2, "expert": 2}, 1)
+  for ours, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected)):
+    assert np.linalg.norm(ours - wanted) <= 1e-6 * np.linalg.norm(wanted), wanted.shape
+
+
+def one_step(*, offload: bool = False, micro_batches: int = 1, **settings):
+  """State and metrics after a step of TrainProgram on four devices."""
+  options = stage_optimizer(**settings)
+  mesh = make_mesh({"fsdp": 4}, jax.devices()[:4])
+  program = TrainProgram(
+    model=DENSE,
+    objective=next_token(),
+    optimizer=make_optimizer(options),
+    batch_shape=make_batch().shape,
+    micro_batches=micro_batches,
+    clip_norm=1.0,
+    gradient_dtype=options.gradient_dtype,
+    offload_optimizer=offload,
+  )
+  state = program.create_state(mesh, seed=0)
+  return program.lower(mesh).compile()(state, jax.device_put(make_batch(), batch_sharding(mesh)), np.float32(0.01))
+
+
+def test_an_offloaded_optimizer_makes_the_same_step():
+  (state, _), (offloaded, _) = one_step(), one_step(offload=True)
+  kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree) if x.ndim}
+  assert kinds(offloaded.optimizer) == {"pinned_host"} != kinds(state.optimizer)
+  assert kinds(offloaded.params) == kinds(state.params)
+  jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, offloaded))
+
+
+def test_moments_and_gradients_in_bfloat16():
+  state, metrics = one_step()
+  narrow, narrow_metrics = one_step(moment_dtype="bfloat16", gradient_dtype="bfloat16", micro_batches=2)
+  assert {x.dtype.name for x in jax.tree.leaves(narrow.optimizer) if x.ndim} == {"bfloat16"}
+  assert {x.dtype.name for x in jax.tree.leaves(narrow.params)} == {"float32"}
+  assert float(narrow_metrics["gradient_norm"]) == pytest.approx(float(metrics["gradient_norm"]), rel=0.02)
+  for wide, short in zip(jax.tree.leaves(state.optimizer), jax.tree.leaves(narrow.optimizer)):
+    if wide.ndim:
+      difference = np.linalg.norm(np.asarray(wide) - np.asarray(short, np.float32))
+      assert 0 < difference < 0.03 * np.linalg.norm(wide)
 
 
 def test_micro_batch_balance_loss_would_differ():

@@ -80,6 +80,7 @@ def _forward(query, key, value, query_segments, key_segments, query_order, pairs
     peak, total, sums, outputs, log_sums = carry
     i, j = pair
     q, k, v = _slice(queries, i, block, 3), _slice(keys, j, block, 2), _slice(values, j, block, 2)
+    q, pair = jax.lax.optimization_barrier((q, pair))  # else the masks of all pairs are made ahead, and kept
     first = j == 0  # the pairs of a query block start with the first key block
     peak, total, sums = jnp.where(first, _HIDDEN, peak), jnp.where(first, 0.0, total), jnp.where(first, 0.0, sums)
     scores = _scores(q, k, _visible(pair, query_order, query_segments, key_segments, block))
@@ -114,6 +115,7 @@ def _backward(block, residuals, output_gradient):
     i, j = pair
     q, k, v = _slice(queries, i, block, 3), _slice(keys, j, block, 2), _slice(values, j, block, 2)
     gradient = _slice(gradients, i, block, 3)
+    q, pair = jax.lax.optimization_barrier((q, pair))
     # Row sums of probability times its gradient.
     delta = jnp.sum(gradient.astype(jnp.float32) * _slice(outputs, i, block, 3).astype(jnp.float32), axis=-1)
     scores = _scores(q, k, _visible(pair, query_order, query_segments, key_segments, block))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.context_parallel import attend
@@ -27,9 +28,9 @@ class Attention(nnx.Module):
 
   def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
     """x [B, T, D] -> [B, T, D]; a token sees itself and the earlier tokens of its segment."""
-    query = linear(x, self.query[...].astype(self.dtype))
-    key = linear(x, self.key[...].astype(self.dtype))
-    value = linear(x, self.value[...].astype(self.dtype))
+    query = checkpoint_name(linear(x, self.query[...].astype(self.dtype)), "query")
+    key = checkpoint_name(linear(x, self.key[...].astype(self.dtype)), "key")
+    value = checkpoint_name(linear(x, self.value[...].astype(self.dtype)), "value")
     query = constrain(rotate(self.query_norm(query), *rope), "batch", "length", "heads", "head_dim")
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")

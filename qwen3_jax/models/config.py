@@ -45,6 +45,7 @@ class ModelConfig:
   dtype: str = "float32"  # of activations and matmul inputs
   param_dtype: str = "float32"  # of stored parameters
   remat: str = "none"  # one of REMAT_POLICIES: what the backward pass recomputes
+  offload_layer_inputs: bool = False  # what remat keeps of a layer's input waits in the host's memory
   expert_dispatch_tokens: int = 4096  # tokens of a device that are sent to experts at a time
   expert_buffer: float = 1.25  # rows an expert shard receives in a round, over the balanced load
   unroll_layers: bool = False  # unroll the scan over layers (faster on CPU, slower to compile)
@@ -66,6 +67,8 @@ class ModelConfig:
       problems.append(f"num_experts_per_token={chosen} must lie in 1..num_experts={self.num_experts}")
     if self.remat not in REMAT_POLICIES:
       problems.append(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
+    if self.offload_layer_inputs and self.remat == "none":
+      problems.append("offload_layer_inputs=True needs remat, which remat='none' switches off")
     if self.expert_dispatch_tokens < 1:
       problems.append(f"expert_dispatch_tokens={self.expert_dispatch_tokens} must be at least 1")
     if self.expert_buffer <= 0.0:

@@ -18,11 +18,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from kernels.expert_dispatch.api import exchange
 from kernels.grouped_matmul.api import grouped_matmul
 from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.remat import keeps_feed_forward
 from qwen3_jax.sharding import BATCH_AXES, MESH_AXES, array_spec, batch_mesh
 
 AXIS = "expert"
@@ -37,9 +39,14 @@ def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down
   mesh = batch_mesh(*x.shape[:2])
   if mesh is None:
     return None
-  into = array_spec(("experts", "embed", "mlp"), gate.shape, mesh)
-  out_of = array_spec(("experts", "mlp", "embed"), down.shape, mesh)
-  plan = _Plan(shards=mesh.shape[AXIS], chunk=config.expert_dispatch_tokens, buffer=config.expert_buffer)
+  into = array_spec(("experts", "expert_embed", "mlp"), gate.shape, mesh)
+  out_of = array_spec(("experts", "mlp", "expert_embed"), down.shape, mesh)
+  plan = _Plan(
+    shards=mesh.shape[AXIS],
+    chunk=config.expert_dispatch_tokens,
+    buffer=config.expert_buffer,
+    keep=keeps_feed_forward(config),
+  )
 
   def local(x, weights, experts, gate, up, down):
     gate, up = (jax.lax.all_gather(w, "fsdp", axis=1, tiled=True) if into[1] else w for w in (gate, up))
@@ -60,6 +67,7 @@ class _Plan:
   shards: int  # P
   chunk: int  # tokens exchanged at a time
   buffer: float  # rows a shard can receive in a round, over the balanced load
+  keep: bool  # keep the first round's products of gate and up for the backward pass
 
   def chunks(self, tokens: int) -> int:
     return next(n for n in range(1, tokens + 1) if tokens % n == 0 and tokens // n <= self.chunk)
@@ -110,12 +118,12 @@ class _Routes:
       group_sizes=jnp.bincount(expert, length=self.num_experts + 1)[:-1].astype(jnp.int32),
     )
 
-  def accumulate(self, body, start):
-    """`body(round, carry) -> carry` over the rounds."""
+  def further_rounds(self, body, carry):
+    """`body(round, carry) -> carry` over the rounds after the first, of which a balanced router needs none."""
     if self.shards == 1:
-      return body(self.round(0), start)
+      return carry
     step = lambda carry: (carry[0] + 1, body(self.round(carry[0]), carry[1]))
-    return jax.lax.while_loop(lambda carry: carry[0] < self.rounds, step, (jnp.int32(0), start))[1]
+    return jax.lax.while_loop(lambda carry: carry[0] < self.rounds, step, (jnp.int32(1), carry))[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,36 +177,42 @@ def _forward(plan, x, weights, experts, gate, up, down):
     routes = _Routes(plan, experts, gate.shape[0])
     slots = x[routes.order // k]
 
-    def body(round: _Round, results):
+    def compute(round: _Round, results):
       rows = round.receive(slots)
-      hidden = jax.nn.silu(round.multiply(rows, gate)) * round.multiply(rows, up)
-      return round.send_back(round.multiply(round.used(hidden), down), results)
+      gated, linear = round.multiply(rows, gate), round.multiply(rows, up)
+      hidden = round.used(jax.nn.silu(gated) * linear)
+      return round.send_back(round.multiply(hidden, down), results), (gated, linear)
 
-    results = routes.accumulate(body, jnp.zeros_like(slots))[routes.inverse]
-    return None, jnp.einsum("nkd,nk->nd", results.reshape(*weights.shape, -1), weights)
+    results, products = compute(routes.round(0), jnp.zeros_like(slots))
+    results = routes.further_rounds(lambda round, results: compute(round, results)[0], results)[routes.inverse]
+    y = jnp.einsum("nkd,nk->nd", results.reshape(*weights.shape, -1), weights)
+    return None, (y, products if plan.keep else None)
 
-  _, y = jax.lax.scan(chunk, None, _split(plan, x, weights, experts))
-  return y.reshape(x.shape), (x, weights, experts, gate, up, down)
+  _, (y, products) = jax.lax.scan(chunk, None, _split(plan, x, weights, experts))
+  if products is not None:
+    products = (checkpoint_name(products[0], "gate"), checkpoint_name(products[1], "up"))
+  return y.reshape(x.shape), (x, weights, experts, gate, up, down, products)
 
 
 def _backward(plan, residuals, y_gradient):
-  x, weights, experts, gate, up, down = residuals
+  x, weights, experts, gate, up, down, products = residuals
   k = experts.shape[1]
 
   def chunk(matrix_gradients, xs):
-    x, weights, experts, gradient = xs
+    (x, weights, experts, gradient), products = xs
     routes = _Routes(plan, experts, gate.shape[0])
     token = routes.order // k
     slots, slot_gradients, slot_weights = x[token], gradient[token], weights.reshape(-1)[routes.order]
 
-    def body(round: _Round, carry):
+    def compute(round: _Round, carry, products=None):
       to_slots, to_weights, matrix_gradients = carry
       rows, row_gradients = round.receive(slots), round.receive(slot_gradients)
       weight = round.receive(slot_weights.astype(jnp.float32))[:, None].astype(rows.dtype)
-      gated, to_gated = jax.vjp(lambda rows, gate: round.used(round.multiply(rows, gate)), rows, gate)
-      linear, to_linear = jax.vjp(lambda rows, up: round.used(round.multiply(rows, up)), rows, up)
+      gated, to_gated = jax.vjp(round.multiply, rows, gate)  # not computed where its value is not used
+      linear, to_linear = jax.vjp(round.multiply, rows, up)
+      gated, linear = (round.used(product) for product in products or (gated, linear))
       hidden, to_hidden = jax.vjp(lambda gated, linear: jax.nn.silu(gated) * linear, gated, linear)
-      _, to_result = jax.vjp(lambda hidden, down: round.multiply(hidden, down), weight * hidden, down)
+      _, to_result = jax.vjp(round.multiply, weight * hidden, down)
       hidden_gradient, down_gradient = to_result(row_gradients)
       hidden_gradient = round.used(hidden_gradient)
       weight_gradient = jnp.sum(hidden.astype(jnp.float32) * hidden_gradient.astype(jnp.float32), axis=-1)
@@ -213,12 +227,14 @@ def _backward(plan, residuals, y_gradient):
       )
 
     start = (jnp.zeros_like(slots), jnp.zeros(slots.shape[:1], jnp.float32), matrix_gradients)
-    to_slots, to_weights, matrix_gradients = routes.accumulate(body, start)
+    carry = compute(routes.round(0), start, products)
+    to_slots, to_weights, matrix_gradients = routes.further_rounds(compute, carry)
     to_x = jnp.sum(to_slots[routes.inverse].reshape(*weights.shape, -1).astype(jnp.float32), axis=1).astype(x.dtype)
     return matrix_gradients, (to_x, to_weights[routes.inverse].reshape(weights.shape).astype(weights.dtype))
 
+  inputs = (_split(plan, x, weights, experts, y_gradient), products)
   zeros = tuple(jnp.zeros(matrix.shape, jnp.float32) for matrix in (gate, up, down))
-  matrix_gradients, (to_x, to_weights) = jax.lax.scan(chunk, zeros, _split(plan, x, weights, experts, y_gradient))
+  matrix_gradients, (to_x, to_weights) = jax.lax.scan(chunk, zeros, inputs)
   to_matrices = (total.astype(matrix.dtype) for total, matrix in zip(matrix_gradients, (gate, up, down)))
   return to_x.reshape(x.shape), to_weights.reshape(weights.shape), None, *to_matrices
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.parts import linear, normal_parameter
@@ -22,7 +23,7 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, None]:
     """x [B, T, D] -> ([B, T, D], None): no router, no statistics."""
-    gate = linear(x, self.gate[...].astype(self.dtype))
-    up = linear(x, self.up[...].astype(self.dtype))
+    gate = checkpoint_name(linear(x, self.gate[...].astype(self.dtype)), "gate")
+    up = checkpoint_name(linear(x, self.up[...].astype(self.dtype)), "up")
     hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
     return linear(hidden, self.down[...].astype(self.dtype)), None

@@ -8,13 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
+from kernels.ordering import after
 from qwen3_jax.models.attention import Attention
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.context_parallel import from_balanced, to_balanced
+from qwen3_jax.models.embedding import Embedding, Head
 from qwen3_jax.models.feed_forward import FeedForward
 from qwen3_jax.models.moe import MixtureOfExperts, RouterStatistics
-from qwen3_jax.models.parts import RMSNorm, normal_parameter
+from qwen3_jax.models.parts import RMSNorm
+from qwen3_jax.models.remat import LAYER_INPUT, rematerialized
 from qwen3_jax.models.rope import rotation
 from qwen3_jax.sharding import batch_mesh, constrain
 
@@ -38,22 +43,6 @@ class Output:
   router: RouterStatistics | None
 
 
-class Embedding(nnx.Module):
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, std: float):
-    self.dtype = config.dtype
-    shape = (config.vocab_size, config.hidden_size)
-    self.embedding = normal_parameter(rngs, config, shape, ("vocab", "embed"), std)
-
-  def __call__(self, tokens: jax.Array) -> jax.Array:
-    table = constrain(self.embedding[...].astype(self.dtype), "vocab", "embed")  # gathered over fsdp before the lookup
-    return jnp.take(table, tokens, axis=0)
-
-
-class Head(nnx.Module):
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, std: float):
-    self.kernel = normal_parameter(rngs, config, (config.hidden_size, config.vocab_size), ("embed", "vocab"), std)
-
-
 class DecoderLayers(nnx.Module):
   """All layers: parameters stacked over L, the call works on one layer's slice."""
 
@@ -67,7 +56,7 @@ class DecoderLayers(nnx.Module):
   def __call__(self, x, rope, segment_ids) -> tuple[jax.Array, RouterStatistics | None]:
     with jax.named_scope("attention"):
       x = x + self.attention(self.attention_norm(x), rope, segment_ids)
-      x = constrain(x, "batch", "length", "embed")
+      x = checkpoint_name(constrain(x, "batch", "length", "embed"), "attention_residual")
     with jax.named_scope("feed_forward"):
       y, statistics = self.feed_forward(self.feed_forward_norm(x), segment_ids)
       return constrain(x + y, "batch", "length", "embed"), statistics
@@ -117,14 +106,18 @@ class Transformer(nnx.Module):
     rope = rotation(self.config, positions)
     graph, state = nnx.split(self.layers)
 
-    def layer(x: jax.Array, parameters: Parameters):
+    def layer(x: jax.Array, xs: tuple[Parameters, jax.Array]):
+      parameters, index = xs
+      x = checkpoint_name(x, LAYER_INPUT)
+      if not self.config.unroll_layers:
+        parameters = jax.tree.map(lambda parameter: _within_loop(parameter, index), parameters)
       y, statistics = nnx.merge(graph, parameters)(x, rope, segment_ids)
       return y, (x if return_layers else None, statistics)
 
-    if self.config.remat != "none":
-      layer = jax.checkpoint(layer, policy=_REMAT[self.config.remat], prevent_cse=self.config.unroll_layers)
+    layer = rematerialized(layer, self.config)
     unroll = self.config.num_layers if self.config.unroll_layers else 1
-    x, (layers, router) = jax.lax.scan(layer, x, nnx.to_pure_dict(state), unroll=unroll)
+    indices = jnp.arange(self.config.num_layers, dtype=jnp.float32)
+    x, (layers, router) = jax.lax.scan(layer, x, (nnx.to_pure_dict(state), indices), unroll=unroll)
     if split:
       x = from_balanced(mesh, x)
       layers = None if layers is None else jax.vmap(lambda x: from_balanced(mesh, x))(layers)
@@ -152,11 +145,10 @@ class Transformer(nnx.Module):
     return Output(self.logits(hidden.final), hidden.router)
 
 
-_REMAT = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "attention": jax.checkpoint_policies.save_only_these_names("attention_output"),
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
+def _within_loop(parameter: jax.Array, index: jax.Array) -> jax.Array:
+  """One layer's slice; else XLA casts and lays out the parameters of all layers ahead of the loop, and keeps them."""
+  row_major = Layout(tuple(range(parameter.ndim)))
+  return after(with_layout_constraint(parameter, row_major), index)
 
 
 def parameters(model: Transformer) -> Parameters:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kernels.linear_cross_entropy.api import linear_cross_entropy
 from qwen3_jax.batch import Batch
 from qwen3_jax.models.transformer import Transformer
 from qwen3_jax.objectives.loss_output import LossOutput, Objective
+from qwen3_jax.objectives.token_loss import token_loss
 
 
 def next_token(z_loss: float = 0.0) -> Objective:
@@ -17,8 +17,7 @@ def next_token(z_loss: float = 0.0) -> Objective:
   def objective(model: Transformer, batch: Batch, rng: jax.Array) -> LossOutput:
     del rng  # nothing here is random
     hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
-    head = model.head_kernel.astype(hidden.final.dtype)
-    loss, correct = linear_cross_entropy(hidden.final, head, batch.targets, batch.loss_weights, z_loss)
+    loss, correct = token_loss(model, hidden.final, batch.targets, batch.loss_weights, z_loss)
     return LossOutput(
       loss_sum=loss,
       weight=jnp.sum(batch.loss_weights),

@@ -59,6 +59,8 @@ def make_program(config: ConfigDict, name: str) -> TrainProgram:
     batch_shape=(settings.batch_size, settings.sequence_length),
     micro_batches=settings.micro_batches,
     clip_norm=settings.optimizer.clip_norm,
+    gradient_dtype=settings.optimizer.gradient_dtype,
+    offload_optimizer=settings.optimizer.offload,
   )
 
 

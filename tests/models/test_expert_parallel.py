@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from kernels.expert_dispatch.api import exchange
@@ -14,8 +15,17 @@ from qwen3_jax.sharding import make_mesh
 
 E, K = 8, 2
 BIAS = {"spread": [0] * E, "all on one shard": [9, 8] + [0] * (E - 2), "on two, six empty": [9] + [0] * (E - 2) + [9]}
-MESHES = [{"expert": 8}, {"fsdp": 2, "expert": 4}, {"expert": 2, "tensor": 2, "context": 2}, {"data": 8}]
-BUFFERS = [(4096, 1.25), (4, 1.0), (8, 0.4)]  # tokens of a dispatch, buffer: one round of all, several of each
+# Mesh, router, tokens of a dispatch, buffer, remat. A buffer of 0.4 of the balanced load needs several rounds, as does
+# one shard that gets all tokens; what the first round leaves is kept (dots) or computed again (full).
+CASES = [
+  ({"expert": 8}, "spread", 4096, 1.25, "dots"),
+  ({"expert": 8}, "all on one shard", 4, 1.0, "full"),
+  ({"fsdp": 2, "expert": 4}, "spread", 8, 0.4, "dots"),
+  ({"fsdp": 2, "expert": 4}, "on two, six empty", 4096, 1.25, "dots"),
+  ({"expert": 2, "tensor": 2, "context": 2}, "spread", 8, 0.4, "full"),
+  ({"expert": 2, "tensor": 2, "context": 2}, "all on one shard", 4096, 1.25, "dots"),
+  ({"data": 8}, "on two, six empty", 4, 1.0, "dots"),
+]
 
 
 def arguments(bias, B=8, T=8, D=16, F=12):
@@ -32,21 +42,21 @@ def value_and_gradients(dispatch, x, weights, experts, *matrices):
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)))(x, weights, *matrices)
 
 
-@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
-@pytest.mark.parametrize("router", BIAS)
-def test_equals_every_expert_on_every_token(mesh_shape, router):
+@pytest.mark.parametrize(("mesh_shape", "router", "tokens", "buffer", "remat"), CASES, ids=str)
+def test_equals_every_expert_on_every_token(mesh_shape, router, tokens, buffer, remat):
   case = arguments(BIAS[router])
   used = len(np.unique(case[2]))
   assert used == E if router == "spread" else used == 2
   value, expected = value_and_gradients(dense_dispatch, *case)
-  for tokens, buffer in BUFFERS:
-    config = ModelConfig(num_experts=E, num_experts_per_token=K, expert_dispatch_tokens=tokens, expert_buffer=buffer)
-    with jax.set_mesh(make_mesh(mesh_shape)):
-      ours, gradients = value_and_gradients(lambda *a, config=config: expert_feed_forward(config, *a), *case)
-    assert float(ours) == pytest.approx(float(value), rel=1e-5)
-    for gradient, reference in zip(gradients, expected):
-      assert float(jnp.linalg.norm(reference)) > 0.1
-      np.testing.assert_allclose(gradient, reference, atol=2e-6 * float(jnp.max(jnp.abs(reference))))
+  config = ModelConfig(
+    num_experts=E, num_experts_per_token=K, expert_dispatch_tokens=tokens, expert_buffer=buffer, remat=remat
+  )
+  with jax.set_mesh(make_mesh(mesh_shape)):
+    ours, gradients = value_and_gradients(lambda *arguments: expert_feed_forward(config, *arguments), *case)
+  assert float(ours) == pytest.approx(float(value), rel=1e-5)
+  for gradient, reference in zip(gradients, expected):
+    assert float(jnp.linalg.norm(reference)) > 0.1
+    np.testing.assert_allclose(gradient, reference, atol=2e-6 * float(jnp.max(jnp.abs(reference))))
 
 
 def test_no_mesh_or_an_uneven_batch_is_left_to_the_caller():
@@ -71,7 +81,7 @@ def test_exchange_moves_every_run_to_its_place():
       n, start, place = sizes[source, shard], starts[source, shard], places[source, shard]
       expected[shard, place : place + n] = rows[source, start : start + n]
 
-  mesh = jax.make_mesh((shards,), ("x",), devices=jax.devices()[:shards])
+  mesh = jax.make_mesh((shards,), ("x",), devices=jax.devices()[:shards], axis_types=(AxisType.Auto,))
   local = lambda *arguments: exchange(*(argument[0] for argument in arguments), "x")[None]
   mapped = jax.shard_map(local, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
   result = jax.jit(mapped)(rows, output, starts, sizes, places, np.ascontiguousarray(sizes.T))

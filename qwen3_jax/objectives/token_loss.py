@@ -1,0 +1,40 @@
+"""Cross-entropy of a model's final hidden states, on each device's own tokens."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from kernels.linear_cross_entropy.api import linear_cross_entropy
+from qwen3_jax.models.transformer import Transformer
+from qwen3_jax.sharding import BATCH_AXES, array_spec, batch_mesh
+
+_ROWS = P(BATCH_AXES, "context")
+
+
+def token_loss(
+  model: Transformer, hidden: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
+) -> tuple[jax.Array, jax.Array]:
+  """`linear_cross_entropy` of hidden [B, T, D] with the model's head: sums over the global batch.
+
+  On a mesh the head is gathered once, its gradient is added up on each device and scattered once; over
+  `tensor` the vocabulary stays split.
+  """
+  head = model.head_kernel.astype(hidden.dtype)
+  mesh = batch_mesh(*targets.shape)
+  if mesh is None:
+    return linear_cross_entropy(hidden, head, targets, weights, z_loss)
+  spec = array_spec(("embed", "vocab"), head.shape, mesh)
+
+  embed, vocabulary = spec
+  embed_axes = () if embed is None else (embed,) if isinstance(embed, str) else tuple(embed)
+  vocabulary_axis = vocabulary if mesh.shape["tensor"] > 1 else None
+
+  def local(hidden, head, targets, weights):
+    sums = linear_cross_entropy(hidden, head, targets, weights, z_loss, vocabulary_axis, embed_axes)
+    return jax.lax.psum(sums, (*BATCH_AXES, "context"))
+
+  in_specs = (_ROWS, spec, _ROWS, _ROWS)
+  mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)
+  return mapped(hidden, head, targets, weights.astype(jnp.float32))
