@@ -41,9 +41,17 @@ class Row:
 PEAKS = (
   Row("0.6B", "dense_0_6b", "v5p:2x2x1", ("model.remat=full",), 4, 4.5, 12.34),
   Row("8B", "dense_8b", "v5p:2x2x1", ("model.remat=full",), 4, 37.0, 41.27),
-  Row("30B-A3B", "moe_30b_a3b", "v5p:4x4x8", ("model.remat=full",), 128, 11.0, 16.03),
-  Row("235B-A22B", "moe_235b", "v5p:4x8x8", ("model.remat=full",), 256, 30.0, 38.91),
-  Row("235B-A22B offloaded", "moe_235b", "v5p:4x8x8", ("model.remat=offload",), 256, 20.0, 27.06),
+  Row("30B-A3B", "moe_30b_a3b", "v5p:4x4x8", ("model.remat=full", "mesh.expert=8"), 128, 11.0, 16.03),
+  Row("235B-A22B", "moe_235b", "v5p:4x8x8", ("model.remat=full", "mesh.expert=16"), 256, 30.0, 38.91),
+  Row(
+    "235B-A22B offloaded",
+    "moe_235b",
+    "v5p:4x8x8",
+    ("model.remat=full", "mesh.expert=16", "model.offload_layer_inputs=True"),
+    256,
+    20.0,
+    27.06,
+  ),
 )
 
 # Every stage as its experiment has it, on the topology that is recommended for it.

@@ -42,7 +42,12 @@ def estimate(program: TrainProgram, mesh: Mesh, topology: Topology, arguments: M
   tokens = B * T / program.micro_batches / shards
   activation = np.dtype(model.dtype).itemsize
   saved = saved_per_token(model, sizes["tensor"]) * model.num_layers * tokens * activation
-  everything = saved_per_token(model.replace(remat="none"), sizes["tensor"]) * tokens * activation
+  everything = (
+    saved_per_token(model.replace(remat="none", offload_layer_inputs=False), sizes["tensor"]) * tokens * activation
+  )
+  # Of the micro-batch and, over several, their sum; in another type than the parameters' with a copy of these in it.
+  width = np.dtype(program.gradient_dtype).itemsize / np.dtype(model.param_dtype).itemsize
+  gradient_size = width * ((1 if program.micro_batches == 1 else 2) + (width != 1))
   network = Network(topology, list(mesh.devices.flat))
   sending = sum(
     network.seconds(item) * item.count for item in ideal_collectives(program, mesh, arguments["parameters"])
@@ -50,7 +55,7 @@ def estimate(program: TrainProgram, mesh: Mesh, topology: Topology, arguments: M
   computing = program.flops_per_step * (1 + recomputed_share(model)) / topology.device_count
   return Estimate(
     state=parameters + device_bytes(arguments["optimizer"]),
-    gradients=parameters * (1 if program.micro_batches == 1 else 2),  # of the micro-batch, and their sum
+    gradients=int(parameters * gradient_size),
     saved=int(saved),
     working=int(everything),
     seconds=max(computing / topology.chip.device_peak_flops, sending),
@@ -58,22 +63,22 @@ def estimate(program: TrainProgram, mesh: Mesh, topology: Topology, arguments: M
 
 
 def saved_per_token(model: ModelConfig, tensor: int = 1) -> float:
-  """Numbers of one layer that are kept for one token between its forward and backward pass, by remat policy.
-
-  A policy that is not listed is taken to keep the matmuls.
-  """
+  """Numbers of one layer that a device keeps for one token between its forward and backward pass (models/remat.py)."""
   D, H, N, K = model.hidden_size, model.head_dim, model.num_heads, model.num_kv_heads
-  experts = model.num_experts_per_token if model.is_moe else 1
-  matmuls = (N + 2 * K) * H / tensor + D + experts * (2 * model.intermediate_size / tensor + D)
   attention = N * H / tensor
-  return {
-    "full": D,
-    "attention": D + attention,
-    "dots": D + matmuls + attention,
-    "none": 3 * D + 2 * matmuls + attention,  # and inputs of norms, products and activations
-  }.get(model.remat, D + matmuls)
+  projections = (N + 2 * K) * H / tensor
+  experts = model.num_experts_per_token * model.expert_buffer if model.is_moe else 1
+  gate_and_up = experts * 2 * model.intermediate_size / tensor
+  layer_input = 0 if model.offload_layer_inputs else D
+  kept = {
+    "full": 0,
+    "attention": attention,
+    "dots": projections + attention + D + gate_and_up,
+    "none": 3 * D + 2 * projections + attention + 2 * gate_and_up,  # and inputs of norms, products and activations
+  }
+  return layer_input + kept[model.remat]
 
 
 def recomputed_share(model: ModelConfig) -> float:
   """Operations that the backward pass repeats, over the model's: a third is the whole forward pass."""
-  return {"full": 1 / 3, "attention": 0.28, "dots": 0.02, "none": 0.0}.get(model.remat, 0.1)
+  return {"full": 1 / 3, "attention": 0.28, "dots": 0.02, "none": 0.0}[model.remat]

@@ -64,7 +64,12 @@ def _changes(config: ConfigDict, stage: str, mesh_shape: Mapping[str, int]) -> I
   yield from remats
   yield halved
   yield from (remat | halved for remat in remats)
-  if settings.optimizer.moment_dtype != "bfloat16":
-    yield {f"stages.{stage}.optimizer.moment_dtype": "bfloat16"}
+  if not config.model.offload_layer_inputs:
+    if config.model.remat != "none":
+      yield {"model.offload_layer_inputs": True}
+    yield {"model.remat": "full", "model.offload_layer_inputs": True}
+  for key, value in (("moment_dtype", "bfloat16"), ("gradient_dtype", "bfloat16"), ("offload", True)):
+    if settings.optimizer[key] != value:
+      yield {f"stages.{stage}.optimizer.{key}": value}
   if mesh_shape["data"] > 1:
     yield {"mesh.data": 1, "mesh.fsdp": mesh_shape["fsdp"] * mesh_shape["data"]}

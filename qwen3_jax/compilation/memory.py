@@ -49,8 +49,9 @@ def memory_statistics(compiled: jax.stages.Compiled) -> MemoryStatistics:
 
 
 def device_bytes(tree: Any) -> int:
-  """Bytes of a tree of ShapeDtypeStructs on one device, by their shardings."""
-  return sum(math.prod(shape) * leaf.dtype.itemsize for leaf, shape in _shards(tree))
+  """Bytes of a tree of ShapeDtypeStructs in the memory of one device, by their shardings."""
+  on_device = ((leaf, shape) for leaf, shape in _shards(tree) if leaf.sharding.memory_kind != "pinned_host")
+  return sum(math.prod(shape) * leaf.dtype.itemsize for leaf, shape in on_device)
 
 
 def shard_shapes(tree: Any) -> frozenset[tuple[int, ...]]:

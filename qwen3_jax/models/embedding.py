@@ -40,7 +40,8 @@ class Embedding(nnx.Module):
       else:
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
       if spec[1]:
-        x = jax.lax.all_to_all(x, spec[1], split_axis=0, concat_axis=3, tiled=True)[0]
+        x = jax.lax.all_to_all(x, spec[1], split_axis=0, concat_axis=0, tiled=True)  # [shards, b, t, columns]
+        x = jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1)
       return x
 
     return jax.shard_map(local, mesh=mesh, in_specs=(spec, _ROWS), out_specs=_ROWS, check_vma=False)(table, tokens)
