@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import re
 import resource
 import time
@@ -94,7 +95,11 @@ def compile_lowered(lowered: Lowered, argument_bytes: int) -> Compiled | HbmOver
     if overflow is None:
       raise CompilerError(f"the TPU compiler refuses the program: {error}") from error
     return overflow
-  text = compiled.as_text()
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    versions = f"libtpu {importlib.metadata.version('libtpu')} and jaxlib {importlib.metadata.version('jaxlib')}"
+    raise CompilerError(f"{versions} do not fit (pip install 'jax[tpu]=={jax.__version__}'): {error}") from error
   assert text is not None
   return Compiled(text, memory_statistics(compiled), time.perf_counter() - start)
 

@@ -120,7 +120,7 @@ def larger_topology(topology: Topology) -> Topology | None:
 def prepare_environment() -> None:
   """Sets what libtpu reads when it is loaded. Raises TopologyError when libtpu is missing."""
   if importlib.util.find_spec("libtpu") is None:
-    raise TopologyError("the TPU compiler is not installed: pip install libtpu")
+    raise TopologyError("the TPU compiler is not installed: pip install 'jax[tpu]'")
   os.environ.update(_ENVIRONMENT)
   import jax
 

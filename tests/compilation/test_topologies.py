@@ -64,7 +64,7 @@ def test_larger():
 
 def test_without_the_compiler(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-  with pytest.raises(TopologyError, match="pip install libtpu"):
+  with pytest.raises(TopologyError, match="pip install 'jax"):
     prepare_environment()
 
 
