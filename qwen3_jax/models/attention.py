@@ -28,11 +28,17 @@ class Attention(nnx.Module):
 
   def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
     """x [B, T, D] -> [B, T, D]; a token sees itself and the earlier tokens of its segment."""
-    query = checkpoint_name(linear(x, self.query[...].astype(self.dtype)), "query")
-    key = checkpoint_name(linear(x, self.key[...].astype(self.dtype)), "key")
-    value = checkpoint_name(linear(x, self.value[...].astype(self.dtype)), "value")
+    query = checkpoint_name(_to_heads(x, self.query[...].astype(self.dtype)), "query")
+    key = checkpoint_name(_to_heads(x, self.key[...].astype(self.dtype)), "key")
+    value = checkpoint_name(_to_heads(x, self.value[...].astype(self.dtype)), "value")
     query = constrain(rotate(self.query_norm(query), *rope), "batch", "length", "heads", "head_dim")
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
     attended = attend(query, key, value, segment_ids)
     return linear(attended, self.output[...].astype(self.dtype))
+
+
+def _to_heads(x: jax.Array, matrix: jax.Array) -> jax.Array:
+  """x [B, T, D] times matrix [D, N, H] -> [B, T, N, H]; as a matrix of two axes, in whose layout TPUs multiply."""
+  D, N, H = matrix.shape
+  return linear(x, matrix.reshape(D, N * H)).reshape(*x.shape[:2], N, H)

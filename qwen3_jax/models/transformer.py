@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from kernels.ordering import after
 from qwen3_jax.models.attention import Attention
@@ -109,8 +108,8 @@ class Transformer(nnx.Module):
     def layer(x: jax.Array, xs: tuple[Parameters, jax.Array]):
       parameters, index = xs
       x = checkpoint_name(x, LAYER_INPUT)
-      if not self.config.unroll_layers:
-        parameters = jax.tree.map(lambda parameter: _within_loop(parameter, index), parameters)
+      if not self.config.unroll_layers:  # else XLA casts the parameters of all layers ahead of the loop, and keeps them
+        parameters = jax.tree.map(lambda parameter: after(parameter, index), parameters)
       y, statistics = nnx.merge(graph, parameters)(x, rope, segment_ids)
       return y, (x if return_layers else None, statistics)
 
@@ -143,12 +142,6 @@ class Transformer(nnx.Module):
     """
     hidden = self.hidden(tokens, positions, segment_ids)
     return Output(self.logits(hidden.final), hidden.router)
-
-
-def _within_loop(parameter: jax.Array, index: jax.Array) -> jax.Array:
-  """One layer's slice; else XLA casts and lays out the parameters of all layers ahead of the loop, and keeps them."""
-  row_major = Layout(tuple(range(parameter.ndim)))
-  return after(with_layout_constraint(parameter, row_major), index)
 
 
 def parameters(model: Transformer) -> Parameters:
