@@ -103,6 +103,11 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
   return config
 
 
+def stage_names(config: ConfigDict) -> list[str]:
+  """The stages that a run with this config works on, in order."""
+  return [config.stage] if config.stage else list(config.pipeline)
+
+
 STAGE_KINDS = {"pretrain": pretrain_stage}  # value of a stage's `kind` -> the function that documents its keys
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from qwen3_jax.config import stage_names
 from qwen3_jax.config_checks import ConfigError, flatten, validate
 from qwen3_jax.config_loading import config_from_flags, define_config_flag, parse_flags
 
@@ -108,7 +109,7 @@ def _is_finished(config: ConfigDict, workdir: Workdir) -> bool:
   from qwen3_jax.report import write_report
   from qwen3_jax.workdir import read_json
 
-  names = _stages(config)
+  names = stage_names(config)
   if not all(workdir.is_done(name) for name in names):
     return False
   if workdir.config.exists():
@@ -142,7 +143,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
   mesh = make_mesh(config.mesh.to_dict())
   tokenizer, corpora = prepare_corpora(config, workdir.path)
   done = on_first_process(lambda: [name for name in config.pipeline if workdir.is_done(name)])
-  left = [name for name in _stages(config) if name not in done]
+  left = [name for name in stage_names(config) if name not in done]
   with PreemptionNotice() as notice:
     for name in left:
       before = config.pipeline[: config.pipeline.index(name)]
@@ -163,12 +164,8 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
     _say_done(config, workdir)
 
 
-def _stages(config: ConfigDict) -> list[str]:
-  return [config.stage] if config.stage else list(config.pipeline)
-
-
 def _say_done(config: ConfigDict, workdir: Workdir) -> None:
-  print(f"{config.name}: done with {', '.join(_stages(config))}. Report: {workdir.report}")
+  print(f"{config.name}: done with {', '.join(stage_names(config))}. Report: {workdir.report}")
 
 
 def _warn_of_differences(before: ConfigDict, now: ConfigDict, workdir: Workdir) -> None:

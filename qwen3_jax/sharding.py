@@ -87,15 +87,23 @@ def array_spec(names: Sequence[str], shape: Sequence[int], mesh: Mesh | Abstract
   return _divisible(partition_spec(names), shape, mesh)
 
 
+def entry_axes(entry: Any) -> tuple[str, ...]:
+  """The mesh axes that an entry of a PartitionSpec names."""
+  return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def _divisible(spec: P, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
   """`spec` without the last mesh axes of an array axis that they do not divide."""
   entries: list[Any] = []
   for entry, size in zip(spec, shape):
-    axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    axes = entry_axes(entry)
     while axes and size % math.prod(mesh.shape[axis] for axis in axes):
       axes = axes[:-1]
     entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
   return P(*entries)
+
+
+TOKENS = partition_spec(("batch", "length"))  # of every array [B, T, ...] of a batch
 
 
 def parameter_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def parameter_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of every field [B, T] of a Batch."""
-  return NamedSharding(mesh, partition_spec(("batch", "length")))
+  return NamedSharding(mesh, TOKENS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -17,7 +17,6 @@ from qwen3_jax.checkpoint import Checkpointer, CheckpointError
 from qwen3_jax.fingerprint import fingerprint_on_device
 from qwen3_jax.huggingface import write_config
 from qwen3_jax.metrics import MetricWriter, device_peak_flops
-from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.placement import local_rows, to_devices
 from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.progress import Progress
@@ -113,7 +112,6 @@ class _Run:
     self.tokens_before = tokens_before
     self.workdir = workdir
     self.writer = MetricWriter(workdir, stage.name)
-    self.flops_per_token = training_flops_per_token(stage.program.model, stage.program.batch_shape[1])
     device = mesh.local_devices[0]
     peak = device_peak_flops(device)
     devices = 1 if device.platform == "cpu" else mesh.size  # virtual devices share one processor
@@ -190,9 +188,9 @@ class _Run:
     metrics = {name: float(value) for name, value in fetched.items()}
     start, since = self.window_start
     now = time.monotonic()
-    seconds = (now - since) / max(step - start, 1)
-    speed = stage.program.tokens_per_step / max(seconds, 1e-9)
-    mfu = speed * self.flops_per_token / self.peak_flops if self.peak_flops else float("nan")
+    seconds = max((now - since) / max(step - start, 1), 1e-9)
+    speed = stage.program.tokens_per_step / seconds
+    mfu = stage.program.flops_per_step / seconds / self.peak_flops if self.peak_flops else float("nan")
     metrics |= {
       "tokens_seen": self.tokens_before + step * stage.program.tokens_per_step,
       "tokens_per_second": speed,

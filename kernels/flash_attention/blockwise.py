@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from kernels.flash_attention.heads import by_head, by_position, dot
+
 _MIN_BLOCK, _MAX_BLOCK = 8, 512
 _SCORE_BYTES = 64 * 2**20  # float32 scores of one pair
 _HIDDEN = -1e30  # finite: a row of a block may see none of its keys yet
@@ -33,10 +35,6 @@ def causal_pairs(blocks: int) -> np.ndarray:
   return np.stack(np.tril_indices(blocks), axis=1).astype(np.int32)
 
 
-def _dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-
-
 def _slice(x: jax.Array, block: jax.Array, size: int, axis: int) -> jax.Array:
   return jax.lax.dynamic_slice_in_dim(x, block * size, size, axis)
 
@@ -45,21 +43,9 @@ def _put(x: jax.Array, part: jax.Array, block: jax.Array, size: int, axis: int) 
   return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), block * size, axis)
 
 
-def _by_head(x: jax.Array, K: int) -> jax.Array:
-  """[B, T, N, H] -> [B, K, G, T, H]"""
-  B, T, N, H = x.shape
-  return jnp.moveaxis(x.reshape(B, T, K, N // K, H), 1, 3)
-
-
-def _by_position(x: jax.Array) -> jax.Array:
-  """[B, K, G, T, H] -> [B, T, N, H]"""
-  B, K, G, T, H = x.shape
-  return jnp.moveaxis(x, 3, 1).reshape(B, T, K * G, H)
-
-
 def _scores(query, key, visible) -> jax.Array:
   """query [B, K, G, t, H], key [B, K, s, H], visible [B, t, s] -> masked float32 scores [B, K, G, t, s]."""
-  scores = _dot("bkgqh,bksh->bkgqs", query, key) * query.shape[-1] ** -0.5
+  scores = dot("bkgqh,bksh->bkgqs", query, key) * query.shape[-1] ** -0.5
   return jnp.where(visible[:, None, None], scores, _HIDDEN)
 
 
@@ -74,7 +60,7 @@ def _forward(query, key, value, query_segments, key_segments, query_order, pairs
   B, T, N, H = query.shape
   K = key.shape[2]
   G = N // K
-  queries, keys, values = _by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
+  queries, keys, values = by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
 
   def step(carry, pair):
     peak, total, sums, outputs, log_sums = carry
@@ -88,7 +74,7 @@ def _forward(query, key, value, query_segments, key_segments, query_order, pairs
     exponentials = jnp.exp(scores - new_peak[..., None])
     rescale = jnp.exp(peak - new_peak)
     total = total * rescale + jnp.sum(exponentials, axis=-1)
-    sums = sums * rescale[..., None] + _dot("bkgqs,bksh->bkgqh", exponentials.astype(v.dtype), v)
+    sums = sums * rescale[..., None] + dot("bkgqs,bksh->bkgqh", exponentials.astype(v.dtype), v)
     outputs = _put(outputs, sums / total[..., None], i, block, 3)  # the last write of a block stays
     log_sums = _put(log_sums, new_peak + jnp.log(total), i, block, 3)
     return (new_peak, total, sums, outputs, log_sums), None
@@ -99,7 +85,7 @@ def _forward(query, key, value, query_segments, key_segments, query_order, pairs
     step, (*start, jnp.zeros((B, K, G, T), jnp.float32)), (pairs[:, 0], pairs[:, 1])
   )
   # Named, so that a remat policy can keep what the backward pass reads.
-  output = checkpoint_name(_by_position(outputs), "attention_output")
+  output = checkpoint_name(by_position(outputs), "attention_output")
   log_sums = checkpoint_name(log_sums, "attention_output")
   return output, (query, key, value, query_segments, key_segments, query_order, pairs, output, log_sums)
 
@@ -107,8 +93,8 @@ def _forward(query, key, value, query_segments, key_segments, query_order, pairs
 def _backward(block, residuals, output_gradient):
   query, key, value, query_segments, key_segments, query_order, pairs, output, log_sums = residuals
   K, H = key.shape[2:]
-  queries, keys, values = _by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
-  gradients, outputs = _by_head(output_gradient, K), _by_head(output, K)
+  queries, keys, values = by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
+  gradients, outputs = by_head(output_gradient, K), by_head(output, K)
 
   def step(carry, pair):
     query_block, query_gradients, key_gradients, value_gradients = carry
@@ -120,12 +106,12 @@ def _backward(block, residuals, output_gradient):
     delta = jnp.sum(gradient.astype(jnp.float32) * _slice(outputs, i, block, 3).astype(jnp.float32), axis=-1)
     scores = _scores(q, k, _visible(pair, query_order, query_segments, key_segments, block))
     probabilities = jnp.exp(scores - _slice(log_sums, i, block, 3)[..., None])
-    to_probabilities = _dot("bkgqh,bksh->bkgqs", gradient, v)
+    to_probabilities = dot("bkgqh,bksh->bkgqs", gradient, v)
     to_scores = (probabilities * (to_probabilities - delta[..., None]) * H**-0.5).astype(q.dtype)
-    query_block = jnp.where(j == 0, 0.0, query_block) + _dot("bkgqs,bksh->bkgqh", to_scores, k)
+    query_block = jnp.where(j == 0, 0.0, query_block) + dot("bkgqs,bksh->bkgqh", to_scores, k)
     query_gradients = _put(query_gradients, query_block, i, block, 3)
-    to_key = _dot("bkgqs,bkgqh->bksh", to_scores, q)
-    to_value = _dot("bkgqs,bkgqh->bksh", probabilities.astype(gradient.dtype), gradient)
+    to_key = dot("bkgqs,bkgqh->bksh", to_scores, q)
+    to_value = dot("bkgqs,bkgqh->bksh", probabilities.astype(gradient.dtype), gradient)
     key_gradients = _put(key_gradients, _slice(key_gradients, j, block, 2) + to_key, j, block, 2)
     value_gradients = _put(value_gradients, _slice(value_gradients, j, block, 2) + to_value, j, block, 2)
     return (query_block, query_gradients, key_gradients, value_gradients), None
@@ -134,9 +120,9 @@ def _backward(block, residuals, output_gradient):
   zeros = jnp.zeros(keys.shape, jnp.float32)
   carry = (query_block, jnp.zeros_like(queries), zeros, zeros)
   (_, query_gradients, key_gradients, value_gradients), _ = jax.lax.scan(step, carry, (pairs[:, 0], pairs[:, 1]))
-  by_position = lambda x, like: x.swapaxes(1, 2).astype(like.dtype)
-  to_query = _by_position(query_gradients)
-  return to_query, by_position(key_gradients, key), by_position(value_gradients, value), None, None, None, None
+  as_given = lambda x, like: x.swapaxes(1, 2).astype(like.dtype)
+  to_query = by_position(query_gradients)
+  return to_query, as_given(key_gradients, key), as_given(value_gradients, value), None, None, None, None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from kernels.flash_attention.heads import by_head, by_position, dot
+
 _MIN_BLOCK, _MAX_BLOCK = 32, 512  # queries scored at a time
 _BLOCKS = 4  # that many blocks skip 3/8 of the scores; more skip little and make smaller matmuls
 
@@ -18,22 +20,6 @@ _BLOCKS = 4  # that many blocks skip 3/8 of the scores; more skip little and mak
 def _blocks(T: int) -> list[tuple[int, int]]:
   size = min(max(-(-T // _BLOCKS), _MIN_BLOCK), _MAX_BLOCK)
   return [(start, min(start + size, T)) for start in range(0, T, size)]
-
-
-def _dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-
-
-def _by_head(x: jax.Array, K: int) -> jax.Array:
-  """[B, T, N, ...] -> [B, K, G, T, ...]"""
-  B, T, N = x.shape[:3]
-  return jnp.moveaxis(x.reshape(B, T, K, N // K, *x.shape[3:]), 1, 3)
-
-
-def _by_position(x: jax.Array) -> jax.Array:
-  """[B, K, G, T, ...] -> [B, T, N, ...]"""
-  B, K, G, T = x.shape[:4]
-  return jnp.moveaxis(x, 3, 1).reshape(B, T, K * G, *x.shape[4:])
 
 
 def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
@@ -45,7 +31,7 @@ def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
 def _scores(query, key, segment_ids, start: int, stop: int, G: int) -> jax.Array:
   """Scaled and masked float32 scores [B, K, G, t, S] of a block on the keys before its end."""
   B, K, _, H = query.shape
-  scores = (_dot("bkqh,bksh->bkqs", query, key) * H**-0.5).reshape(B, K, G, stop - start, stop)
+  scores = (dot("bkqh,bksh->bkqs", query, key) * H**-0.5).reshape(B, K, G, stop - start, stop)
   causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
   visible = (segment_ids[:, start:stop, None] == segment_ids[:, None, :stop]) & causal
   return jnp.where(visible[:, None, None], scores, -jnp.inf)  # a token always sees itself
@@ -55,7 +41,7 @@ def _forward(query, key, value, segment_ids):
   B, T, N, H = query.shape
   K = key.shape[2]
   G = N // K
-  heads, keys, values = _by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
+  heads, keys, values = by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
   outputs, log_sums = [], []
   for start, stop in _blocks(T):
     scores = _scores(_rows(heads, start, stop), keys[:, :, :stop], segment_ids, start, stop, G)
@@ -63,11 +49,11 @@ def _forward(query, key, value, segment_ids):
     exponentials = jnp.exp(scores - peak)
     normaliser = jnp.sum(exponentials, axis=-1, keepdims=True)
     weights = exponentials.astype(value.dtype).reshape(B, K, G * (stop - start), stop)
-    output = _dot("bkqs,bksh->bkqh", weights, values[:, :, :stop]).reshape(B, K, G, stop - start, H)
+    output = dot("bkqs,bksh->bkqh", weights, values[:, :, :stop]).reshape(B, K, G, stop - start, H)
     outputs.append((output / normaliser).astype(query.dtype))
     log_sums.append((peak + jnp.log(normaliser))[..., 0])
   # Named, so that a remat policy can keep what the backward pass reads.
-  output = checkpoint_name(_by_position(jnp.concatenate(outputs, axis=3)), "attention_output")
+  output = checkpoint_name(by_position(jnp.concatenate(outputs, axis=3)), "attention_output")
   log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), "attention_output")
   return output, (query, key, value, segment_ids, output, log_sum)
 
@@ -77,27 +63,27 @@ def _backward(residuals, output_gradient):
   B, T, N, H = query.shape
   K = key.shape[2]
   G = N // K
-  heads, keys, values = _by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
-  gradients = _by_head(output_gradient, K)
+  heads, keys, values = by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
+  gradients = by_head(output_gradient, K)
   # Row sums of probability times its gradient.
   delta = jnp.sum(output_gradient.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
-  delta = _by_head(delta, K)
+  delta = by_head(delta, K)
   query_gradients = []
   key_gradient = value_gradient = jnp.zeros((), jnp.float32)
   for start, stop in _blocks(T):
     block, block_gradient = _rows(heads, start, stop), _rows(gradients, start, stop)
     scores = _scores(block, keys[:, :, :stop], segment_ids, start, stop, G)
     probabilities = jnp.exp(scores - log_sum[:, :, :, start:stop, None])
-    to_probabilities = _dot("bkqh,bksh->bkqs", block_gradient, values[:, :, :stop]).reshape(scores.shape)
+    to_probabilities = dot("bkqh,bksh->bkqs", block_gradient, values[:, :, :stop]).reshape(scores.shape)
     to_scores = probabilities * (to_probabilities - delta[:, :, :, start:stop, None])
     flat = (B, K, G * (stop - start), stop)
     probabilities = probabilities.astype(value.dtype).reshape(flat)
     to_scores = to_scores.astype(query.dtype).reshape(flat)
-    query_gradients.append(_dot("bkqs,bksh->bkqh", to_scores, keys[:, :, :stop]).reshape(B, K, G, stop - start, H))
+    query_gradients.append(dot("bkqs,bksh->bkqh", to_scores, keys[:, :, :stop]).reshape(B, K, G, stop - start, H))
     after = ((0, 0), (0, 0), (0, 0), (0, T - stop))
-    key_gradient += jnp.pad(_dot("bkqh,bkqs->bkhs", block, to_scores), after)
-    value_gradient += jnp.pad(_dot("bkqh,bkqs->bkhs", block_gradient, probabilities), after)
-  query_gradient = _by_position(jnp.concatenate(query_gradients, axis=3)) * H**-0.5
+    key_gradient += jnp.pad(dot("bkqh,bkqs->bkhs", block, to_scores), after)
+    value_gradient += jnp.pad(dot("bkqh,bkqs->bkhs", block_gradient, probabilities), after)
+  query_gradient = by_position(jnp.concatenate(query_gradients, axis=3)) * H**-0.5
   return (
     query_gradient.astype(query.dtype),
     (jnp.moveaxis(key_gradient, 3, 1) * H**-0.5).astype(key.dtype),

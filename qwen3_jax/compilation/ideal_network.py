@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from qwen3_jax.compilation.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER, Collective
 from qwen3_jax.compilation.replica_groups import group_of_axes
 from qwen3_jax.models.transformer import logical_axes
-from qwen3_jax.sharding import BATCH_AXES
+from qwen3_jax.sharding import BATCH_AXES, entry_axes
 from qwen3_jax.train_program import TrainProgram
 
 _GATHER_AXES = (*BATCH_AXES, "context")  # axes that split tokens: whole weights are needed on each
@@ -58,7 +58,7 @@ def _of_weights(program: TrainProgram, mesh: Mesh, parameters: Any, activation: 
   for (path, leaf), logical in zip(jax.tree.leaves_with_path(parameters), names):
     layers = model.num_layers if logical[0] == "layers" else 1
     spec = list(leaf.sharding.spec) + [None] * (len(leaf.shape) - len(leaf.sharding.spec))
-    split = {axis: name for entry, name in zip(spec, logical) for axis in _axes(entry)}
+    split = {axis: name for entry, name in zip(spec, logical) for axis in entry_axes(entry)}
     gathered = [axis for axis, name in split.items() if axis in _GATHER_AXES and name != "experts" and sizes[axis] > 1]
     summed = [axis for axis in _GATHER_AXES if axis not in split and sizes[axis] > 1]
     kept = int(np.prod([sizes[axis] for axis in split if axis not in gathered]))
@@ -74,10 +74,6 @@ def _of_weights(program: TrainProgram, mesh: Mesh, parameters: Any, activation: 
       share = elements * activation // int(np.prod([sizes[axis] for axis in gathered]))
       group, axes = group_of_axes(summed, sizes), _joined(summed, sizes)
       yield Collective(ALL_REDUCE, model.dtype, axes, group, share, (layers,), scope)
-
-
-def _axes(entry: Any) -> Sequence[str]:
-  return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def _joined(axes: Sequence[str], sizes: Mapping[str, int]) -> str:

@@ -1,14 +1,11 @@
-"""Which stages of a config are compiled, and whether those can run on a number of devices."""
+"""Whether the stages of a config that are compiled can run on a number of devices."""
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from qwen3_jax.config import stage_names
 from qwen3_jax.config_checks import ConfigError, validate
-
-
-def stage_names(config: ConfigDict) -> list[str]:
-  return [config.stage] if config.stage else list(config.pipeline)
 
 
 def validate_selection(config: ConfigDict, device_count: int) -> None:

@@ -9,16 +9,11 @@ from ml_collections import ConfigDict
 from qwen3_jax.compilation.compiler import lower
 from qwen3_jax.compilation.fixes import fixes
 from qwen3_jax.compilation.report import Report, compile_report
-from qwen3_jax.compilation.selection import stage_names
 from qwen3_jax.compilation.topologies import Topology
+from qwen3_jax.config import stage_names
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.sharding import make_mesh
 from qwen3_jax.stages import pretrain
-from qwen3_jax.train_program import TrainProgram
-
-
-def make_program(config: ConfigDict, stage: str) -> TrainProgram:
-  return pretrain.make_program(config, stage)
 
 
 def stage_reports(config: ConfigDict, topology: Topology) -> Iterator[Report]:
@@ -29,7 +24,7 @@ def stage_reports(config: ConfigDict, topology: Topology) -> Iterator[Report]:
     raise ConfigError([str(error)]) from error
   seen: dict[str, Report] = {}
   for stage in stage_names(config):
-    program = make_program(config, stage)
+    program = pretrain.make_program(config, stage)
     lowered = lower(program, mesh)
     name = f"{config.name} {stage}"
     if before := seen.get(lowered.fingerprint):

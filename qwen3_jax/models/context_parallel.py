@@ -16,9 +16,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from kernels.flash_attention import api, blockwise
-from qwen3_jax.sharding import BATCH_AXES, batch_mesh
-
-_ROWS = P(BATCH_AXES, "context")
+from qwen3_jax.sharding import BATCH_AXES, TOKENS, batch_mesh
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -33,7 +31,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.
     key, value = jnp.repeat(key, copies, axis=2), jnp.repeat(value, copies, axis=2)
   heads = P(BATCH_AXES, "context", "tensor", None)
   local = api.attention if mesh.shape["context"] == 1 else functools.partial(_attend_gathered, mesh.shape["context"])
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=(heads, heads, heads, _ROWS), out_specs=heads, check_vma=False)
+  mapped = jax.shard_map(local, mesh=mesh, in_specs=(heads, heads, heads, TOKENS), out_specs=heads, check_vma=False)
   return mapped(query, key, value, segment_ids)
 
 
@@ -70,12 +68,11 @@ def _in_order(x: jax.Array, C: int) -> jax.Array:
 def to_balanced(mesh: AbstractMesh, x: jax.Array) -> jax.Array:
   """[B, T, ...], contiguous on the context shards -> the balanced layout, by two exchanges between neighbours."""
   C = mesh.shape["context"]
-  home = lambda chunk: chunk if chunk < C else 2 * C - 1 - chunk  # the shard of a chunk
 
   def local(x):
     first, second = jnp.split(x, 2, axis=1)
-    evens = jax.lax.ppermute(first, "context", [(shard, home(2 * shard)) for shard in range(C)])
-    odds = jax.lax.ppermute(second, "context", [(shard, home(2 * shard + 1)) for shard in range(C)])
+    evens = jax.lax.ppermute(first, "context", [(shard, _home(2 * shard, C)) for shard in range(C)])
+    odds = jax.lax.ppermute(second, "context", [(shard, _home(2 * shard + 1, C)) for shard in range(C)])
     return _swap_on_odd_shards(evens, odds)
 
   return _mapped(mesh, local, x)
@@ -84,15 +81,19 @@ def to_balanced(mesh: AbstractMesh, x: jax.Array) -> jax.Array:
 def from_balanced(mesh: AbstractMesh, x: jax.Array) -> jax.Array:
   """The inverse of `to_balanced`."""
   C = mesh.shape["context"]
-  home = lambda chunk: chunk if chunk < C else 2 * C - 1 - chunk
 
   def local(x):
     evens, odds = jnp.split(_swap_on_odd_shards(*jnp.split(x, 2, axis=1)), 2, axis=1)
-    first = jax.lax.ppermute(evens, "context", [(home(2 * shard), shard) for shard in range(C)])
-    second = jax.lax.ppermute(odds, "context", [(home(2 * shard + 1), shard) for shard in range(C)])
+    first = jax.lax.ppermute(evens, "context", [(_home(2 * shard, C), shard) for shard in range(C)])
+    second = jax.lax.ppermute(odds, "context", [(_home(2 * shard + 1, C), shard) for shard in range(C)])
     return jnp.concatenate([first, second], axis=1)
 
   return _mapped(mesh, local, x)
+
+
+def _home(chunk: int, C: int) -> int:
+  """The shard of a chunk in the balanced layout."""
+  return chunk if chunk < C else 2 * C - 1 - chunk
 
 
 def _swap_on_odd_shards(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -102,4 +103,4 @@ def _swap_on_odd_shards(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _mapped(mesh: AbstractMesh, local, x: jax.Array) -> jax.Array:
-  return jax.shard_map(local, mesh=mesh, in_specs=_ROWS, out_specs=_ROWS, check_vma=False)(x)
+  return jax.shard_map(local, mesh=mesh, in_specs=TOKENS, out_specs=TOKENS, check_vma=False)(x)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.parts import normal_parameter
-from qwen3_jax.sharding import BATCH_AXES, array_spec, batch_mesh
+from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh
 
 _AXES = ("vocab", "embed")
-_ROWS = P(BATCH_AXES, "context")
 
 
 class Embedding(nnx.Module):
@@ -44,7 +42,7 @@ class Embedding(nnx.Module):
         x = jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1)
       return x
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(spec, _ROWS), out_specs=_ROWS, check_vma=False)(table, tokens)
+    return jax.shard_map(local, mesh=mesh, in_specs=(spec, TOKENS), out_specs=TOKENS, check_vma=False)(table, tokens)
 
 
 class Head(nnx.Module):

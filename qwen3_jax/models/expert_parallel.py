@@ -19,16 +19,14 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec as P
 
 from kernels.expert_dispatch.api import exchange
 from kernels.grouped_matmul.api import grouped_matmul
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.remat import keeps_feed_forward
-from qwen3_jax.sharding import BATCH_AXES, MESH_AXES, array_spec, batch_mesh
+from qwen3_jax.sharding import MESH_AXES, TOKENS, array_spec, batch_mesh
 
 AXIS = "expert"
-_ROWS = P(BATCH_AXES, "context")
 
 
 def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down) -> jax.Array | None:
@@ -56,8 +54,8 @@ def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down
     y = _feed_forward(plan, flat(x), flat(weights), flat(experts), gate, up, down).reshape(b, t, D)
     return jax.lax.psum(y, "tensor") if into[2] else y
 
-  specs = (_ROWS, _ROWS, _ROWS, into, into, out_of)
-  return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=_ROWS, check_vma=False)(
+  specs = (TOKENS, TOKENS, TOKENS, into, into, out_of)
+  return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=TOKENS, check_vma=False)(
     x, weights, experts, gate, up, down
   )
 

@@ -8,9 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from kernels.linear_cross_entropy.api import linear_cross_entropy
 from qwen3_jax.models.transformer import Transformer
-from qwen3_jax.sharding import BATCH_AXES, array_spec, batch_mesh
-
-_ROWS = P(BATCH_AXES, "context")
+from qwen3_jax.sharding import BATCH_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
 
 def token_loss(
@@ -28,13 +26,13 @@ def token_loss(
   spec = array_spec(("embed", "vocab"), head.shape, mesh)
 
   embed, vocabulary = spec
-  embed_axes = () if embed is None else (embed,) if isinstance(embed, str) else tuple(embed)
+  embed_axes = entry_axes(embed)
   vocabulary_axis = vocabulary if mesh.shape["tensor"] > 1 else None
 
   def local(hidden, head, targets, weights):
     sums = linear_cross_entropy(hidden, head, targets, weights, z_loss, vocabulary_axis, embed_axes)
     return jax.lax.psum(sums, (*BATCH_AXES, "context"))
 
-  in_specs = (_ROWS, spec, _ROWS, _ROWS)
+  in_specs = (TOKENS, spec, TOKENS, TOKENS)
   mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)
   return mapped(hidden, head, targets, weights.astype(jnp.float32))
