@@ -33,7 +33,7 @@ _TABLE = (
   ("layers.attention.query", "LDNH", _LAYER + "self_attn.q_proj.weight", "NH,D"),
   ("layers.attention.key", "LDKH", _LAYER + "self_attn.k_proj.weight", "KH,D"),
   ("layers.attention.value", "LDKH", _LAYER + "self_attn.v_proj.weight", "KH,D"),
-  ("layers.attention.output", "LNHD", _LAYER + "self_attn.o_proj.weight", "D,NH"),
+  ("layers.attention.output", "LAD", _LAYER + "self_attn.o_proj.weight", "D,A"),
   ("layers.attention.query_norm.scale", "LH", _LAYER + "self_attn.q_norm.weight", "H"),
   ("layers.attention.key_norm.scale", "LH", _LAYER + "self_attn.k_norm.weight", "H"),
   ("layers.feed_forward_norm.scale", "LD", _LAYER + "post_attention_layernorm.weight", "D"),
@@ -52,7 +52,7 @@ _MOE = (
 _NORM = ("final_norm.scale", "D", "model.norm.weight", "D")
 _HEAD = ("head.kernel", "DV", "lm_head.weight", "V,D")
 _FIELDS = {"V": "vocab_size", "L": "num_layers", "D": "hidden_size", "F": "intermediate_size", "N": "num_heads"}
-_FIELDS |= {"K": "num_kv_heads", "H": "head_dim", "E": "num_experts"}
+_FIELDS |= {"K": "num_kv_heads", "H": "head_dim", "A": "num_heads*head_dim", "E": "num_experts"}
 
 # What travels with the weights, unchanged.
 _COMPANIONS = (
@@ -72,7 +72,7 @@ class Weight:
   config: ModelConfig
 
   def _size(self, axes: str) -> int:
-    return math.prod(getattr(self.config, _FIELDS[axis]) for axis in axes)
+    return math.prod(getattr(self.config, field) for axis in axes for field in _FIELDS[axis].split("*"))
 
   @functools.cached_property
   def shape(self) -> tuple[int, ...]:

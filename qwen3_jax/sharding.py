@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,6 +27,8 @@ RULES: dict[str, tuple[str, ...]] = {
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "head_dim": (),
+  "attended": ("tensor", "fsdp", "expert"),  # what all heads give, N * H: rows are cheaper to gather than columns
+  "hidden": (),  # the hidden axis of a matrix whose other axis is split over fsdp
   "mlp": ("tensor",),
   "experts": ("expert",),
   "expert_embed": ("fsdp",),  # the hidden axis of experts' matrices
@@ -146,3 +149,17 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
   if mesh is None:
     return x
   return jax.lax.with_sharding_constraint(x, _divisible(partition_spec(names, _ACTIVATION_RULES), x.shape, mesh))
+
+
+def row_major(parameter: jax.Array, *names: str) -> jax.Array:
+  """`parameter`, and its gradient, with the last axis contiguous in memory; does nothing outside a mesh.
+
+  A compiler that would rather have another layout then changes that of this array, not of one it is a slice of.
+  """
+  mesh = current_mesh()
+  if mesh is None:
+    return parameter
+  spec = array_spec(names, parameter.shape, mesh)
+  pin = lambda shard: with_layout_constraint(shard, Layout(tuple(range(shard.ndim))))
+  # The constraint knows nothing of sharding: outside shard_map XLA would gather the parameter for it.
+  return jax.shard_map(pin, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(parameter)

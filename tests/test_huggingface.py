@@ -112,7 +112,7 @@ def test_layouts_against_the_definition(golden, kind):
     for name, heads in (("query", n), ("key", k), ("value", k)):
       expected = layer[f"self_attn.{name[0]}_proj.weight"].T.reshape(d, heads, h)
       assert np.array_equal(layers["attention"][name][i], expected)
-    assert np.array_equal(layers["attention"]["output"][i], layer["self_attn.o_proj.weight"].T.reshape(n, h, d))
+    assert np.array_equal(layers["attention"]["output"][i], layer["self_attn.o_proj.weight"].T)
     assert np.array_equal(layers["attention"]["query_norm"]["scale"][i], layer["self_attn.q_norm.weight"])
     assert np.array_equal(layers["attention"]["key_norm"]["scale"][i], layer["self_attn.k_norm.weight"])
     assert np.array_equal(layers["attention_norm"]["scale"][i], layer["input_layernorm.weight"])

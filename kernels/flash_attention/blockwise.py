@@ -94,7 +94,9 @@ def _backward(block, residuals, output_gradient):
   query, key, value, query_segments, key_segments, query_order, pairs, output, log_sums = residuals
   K, H = key.shape[2:]
   queries, keys, values = by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
-  gradients, outputs = by_head(output_gradient, K), by_head(output, K)
+  # Row sums of probability times its gradient: [B, K, G, T].
+  deltas = by_head(jnp.sum(output_gradient.astype(jnp.float32) * output.astype(jnp.float32), axis=-1), K)
+  gradients = by_head(output_gradient, K)
 
   def step(carry, pair):
     query_block, query_gradients, key_gradients, value_gradients = carry
@@ -102,12 +104,10 @@ def _backward(block, residuals, output_gradient):
     q, k, v = _slice(queries, i, block, 3), _slice(keys, j, block, 2), _slice(values, j, block, 2)
     gradient = _slice(gradients, i, block, 3)
     q, pair = jax.lax.optimization_barrier((q, pair))
-    # Row sums of probability times its gradient.
-    delta = jnp.sum(gradient.astype(jnp.float32) * _slice(outputs, i, block, 3).astype(jnp.float32), axis=-1)
     scores = _scores(q, k, _visible(pair, query_order, query_segments, key_segments, block))
     probabilities = jnp.exp(scores - _slice(log_sums, i, block, 3)[..., None])
     to_probabilities = dot("bkgqh,bksh->bkgqs", gradient, v)
-    to_scores = (probabilities * (to_probabilities - delta[..., None]) * H**-0.5).astype(q.dtype)
+    to_scores = (probabilities * (to_probabilities - _slice(deltas, i, block, 3)[..., None]) * H**-0.5).astype(q.dtype)
     query_block = jnp.where(j == 0, 0.0, query_block) + dot("bkgqs,bksh->bkgqh", to_scores, k)
     query_gradients = _put(query_gradients, query_block, i, block, 3)
     to_key = dot("bkgqs,bkgqh->bksh", to_scores, q)

@@ -22,7 +22,7 @@ class Attention(nnx.Module):
     self.query = normal_parameter(rngs, config, (L, D, N, H), ("layers", "embed", "heads", "head_dim"))
     self.key = normal_parameter(rngs, config, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
     self.value = normal_parameter(rngs, config, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
-    self.output = normal_parameter(rngs, config, (L, N, H, D), ("layers", "heads", "head_dim", "embed"))
+    self.output = normal_parameter(rngs, config, (L, N * H, D), ("layers", "attended", "hidden"))
     self.query_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
     self.key_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
 
@@ -35,7 +35,7 @@ class Attention(nnx.Module):
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
     attended = attend(query, key, value, segment_ids)
-    return linear(attended, self.output[...].astype(self.dtype))
+    return linear(attended.reshape(*x.shape[:2], -1), self.output[...].astype(self.dtype))
 
 
 def _to_heads(x: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -46,7 +46,7 @@ class ModelConfig:
   param_dtype: str = "float32"  # of stored parameters
   remat: str = "none"  # one of REMAT_POLICIES: what the backward pass recomputes
   offload_layer_inputs: bool = False  # what remat keeps of a layer's input waits in the host's memory
-  expert_dispatch_tokens: int = 4096  # tokens of a device that are sent to experts at a time
+  expert_dispatch_tokens: int = 2048  # tokens of a device that are sent to experts at a time
   expert_buffer: float = 1.25  # rows an expert shard receives in a round, over the balanced load
   unroll_layers: bool = False  # unroll the scan over layers (faster on CPU, slower to compile)
 

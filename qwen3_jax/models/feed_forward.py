@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.parts import linear, normal_parameter
+from qwen3_jax.models.remat import keeps_feed_forward
 from qwen3_jax.sharding import constrain
 
 
@@ -17,6 +18,7 @@ class FeedForward(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     L, D, F = config.num_layers, config.hidden_size, config.intermediate_size
     self.dtype = config.dtype
+    self.release_hidden = not keeps_feed_forward(config)
     self.gate = normal_parameter(rngs, config, (L, D, F), ("layers", "embed", "mlp"))
     self.up = normal_parameter(rngs, config, (L, D, F), ("layers", "embed", "mlp"))
     self.down = normal_parameter(rngs, config, (L, F, D), ("layers", "mlp", "embed"))
@@ -26,4 +28,4 @@ class FeedForward(nnx.Module):
     gate = checkpoint_name(linear(x, self.gate[...].astype(self.dtype)), "gate")
     up = checkpoint_name(linear(x, self.up[...].astype(self.dtype)), "up")
     hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
-    return linear(hidden, self.down[...].astype(self.dtype)), None
+    return linear(hidden, self.down[...].astype(self.dtype), self.release_hidden), None

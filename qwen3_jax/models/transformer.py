@@ -20,7 +20,7 @@ from qwen3_jax.models.moe import MixtureOfExperts, RouterStatistics
 from qwen3_jax.models.parts import RMSNorm
 from qwen3_jax.models.remat import LAYER_INPUT, rematerialized
 from qwen3_jax.models.rope import rotation
-from qwen3_jax.sharding import batch_mesh, constrain
+from qwen3_jax.sharding import batch_mesh, constrain, row_major
 
 Parameters = dict[str, Any]
 
@@ -104,12 +104,15 @@ class Transformer(nnx.Module):
     x = constrain(self.embed(tokens), "batch", "length", "embed")
     rope = rotation(self.config, positions)
     graph, state = nnx.split(self.layers)
+    names = nnx.to_pure_dict(state, extract_fn=lambda parameter: parameter.get_metadata("axes"))
 
     def layer(x: jax.Array, xs: tuple[Parameters, jax.Array]):
       parameters, index = xs
       x = checkpoint_name(x, LAYER_INPUT)
-      if not self.config.unroll_layers:  # else XLA casts the parameters of all layers ahead of the loop, and keeps them
-        parameters = jax.tree.map(lambda parameter: after(parameter, index), parameters)
+      if not self.config.unroll_layers:
+        # Else XLA casts the parameters of all layers ahead of the loop, or changes their layout, and keeps the copies.
+        of_layer = lambda parameter, names: row_major(after(parameter, index), *names[1:])
+        parameters = jax.tree.map(of_layer, parameters, names)
       y, statistics = nnx.merge(graph, parameters)(x, rope, segment_ids)
       return y, (x if return_layers else None, statistics)
 
