@@ -63,7 +63,7 @@ STAGES = (
   Row("14B", "dense_14b", "v5p:4x8x8"),
   Row("32B", "dense_32b", "v5p:8x8x8"),
   Row("30B-A3B", "moe_30b_a3b", "v5p:4x8x8"),
-  Row("235B-A22B", "moe_235b", "v5p:8x8x8"),
+  Row("235B-A22B", "moe_235b", "v5p:4x8x8"),
 )
 
 

@@ -57,24 +57,38 @@ def predicted_lr_and_batch(model: ModelConfig, tokens: float, sequence_length: i
 
 
 def pretraining(
-  model: str, arguments: SimpleNamespace, *, batch_size: int, micro_batches: int, peak_lr: float
+  model: str,
+  arguments: SimpleNamespace,
+  *,
+  batch_size: int,
+  peak_lr: float,
+  devices: int,
+  tokens_per_device: int,
+  expert_shards: int = 1,
 ) -> ConfigDict:
   """S1 -> S2 -> S3 (report, section 3.2) for one of the eight sizes.
 
   `batch_size` counts sequences of 4,096 tokens; S3 keeps the tokens per step with 8 times fewer, 8 times longer ones.
-  `micro_batches` cuts a step so that one device of the pod that the experiment names holds 8 sequences of 4,096 or one
-  of 32,768.
+
+  A step is cut into micro-batches so that each of `devices` holds `tokens_per_device` at a time: all that still lets it
+  keep the results of the large matmuls, so that next to nothing is computed twice. Sequences of S3 are longer than
+  that and split over the mesh's context axis. docs/performance.md has what the TPU compiler says of each size.
   """
+  micro_batches = max(1, batch_size * 4096 // (devices * tokens_per_device))
   config = base_config(model)
   config.name = model
   config.model.dtype = "bfloat16"  # activations; parameters, moments, softmax, router and loss stay float32
-  config.model.remat = "full"
+  config.model.remat = "dots"
+  config.mesh.fsdp = -1
+  config.mesh.expert = expert_shards
   config.tokenizer.path = arguments.tokenizer
   for name in sorted({*S1_MIXTURE, *S2_MIXTURE, *S3_MIXTURE}):
     config.data.corpora[name] = corpus(f"prepared:{arguments.corpora}/{name}")
   config.pipeline = ("s1", "s2", "s3")
 
   common = {"evaluate_every": 5000, "sample_prompts": ("The theory of relativity", "def fibonacci(n):", "长城是")}
+  if config.model.num_experts:  # exact counts would take a forward pass ahead of the micro-batches
+    common["balance_counts"] = "running"
   config.stages.s1 = pretrain_stage(
     sequence_length=4096,
     batch_size=batch_size,
@@ -105,6 +119,7 @@ def pretraining(
     rope_theta=1e6,  # ABF (Xiong et al. 2023)
     mixture=S3_MIXTURE,
     length_buckets=S3_LENGTH_BUCKETS,
+    mesh={"context": max(1, 32_768 // tokens_per_device)},
     # From where S2 ended down to a hundredth of the peak; a short warm-up, as the changed RoPE base disturbs attention.
     optimizer={"schedule": "cosine", "peak_lr": peak_lr / 10, "final_lr": peak_lr / 100, "warmup_steps": 200},
     **common,
@@ -184,6 +199,7 @@ def _tiny_stage(stage: ConfigDict, shrink: float, lr_scale: float) -> None:
   warmup = math.ceil(optimizer.warmup_steps * new_steps / steps) if steps else 0
   batch_size = min(stage.batch_size, 8)
   length = max(8, round(stage.sequence_length / shrink))
+  stage.mesh.update(dict.fromkeys(stage.mesh, 0))
   stage.update(
     sequence_length=length,
     batch_size=batch_size,

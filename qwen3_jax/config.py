@@ -77,6 +77,10 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
   # sequence_length; () takes them as they come.
   config.length_buckets = ()
 
+  # How the stage runs where that differs from the rest of the config; parameters move between stages as between runs.
+  config.mesh = ConfigDict(dict.fromkeys(base_config().mesh, 0))  # devices along an axis; 0 is config.mesh's number
+  config.remat = ""  # "" is config.model.remat
+
   config.optimizer = ConfigDict()
   config.optimizer.peak_lr = 3e-4  # learning rate after the warm-up
   config.optimizer.final_lr = 3e-5  # reached at the end of the stage when the schedule decays
@@ -92,6 +96,9 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
   config.optimizer.gradient_dtype = "float32"  # of gradients, from the backward pass and over micro-batches
   config.optimizer.offload = False  # the moments wait in the host's memory between steps
 
+  # Expert counts of the balance loss with micro_batches > 1: exact (the whole batch's, a third more work) or running
+  # (of the micro-batches so far in the step).
+  config.balance_counts = "exact"
   config.z_loss = 0.0  # weight of log(Z)^2, keeps logits from drifting
   config.max_skipped_steps = 10  # non-finite steps in a row that are skipped before the run stops
 
@@ -106,6 +113,18 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
 def stage_names(config: ConfigDict) -> list[str]:
   """The stages that a run with this config works on, in order."""
   return [config.stage] if config.stage else list(config.pipeline)
+
+
+def stage_mesh(config: ConfigDict, stage: str) -> dict[str, int]:
+  """Devices along each axis in a stage, as in `config.mesh`."""
+  own = config.stages[stage].mesh
+  return {axis: own[axis] or size for axis, size in config.mesh.items()}
+
+
+def stage_model(config: ConfigDict, stage: str) -> ModelConfig:
+  """The model as a stage trains it."""
+  settings = config.stages[stage]
+  return make_model_config(config, rope_theta=settings.rope_theta, remat=settings.remat or config.model.remat)
 
 
 STAGE_KINDS = {"pretrain": pretrain_stage}  # value of a stage's `kind` -> the function that documents its keys

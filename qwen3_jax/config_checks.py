@@ -10,9 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import STAGE_KINDS, base_config, corpus, make_model_config
+from qwen3_jax.config import STAGE_KINDS, base_config, corpus, make_model_config, stage_mesh
+from qwen3_jax.models.config import REMAT_POLICIES
 from qwen3_jax.optimizer import SCHEDULES
 from qwen3_jax.sharding import BATCH_AXES, MESH_AXES
+from qwen3_jax.train_step import BALANCE_COUNTS
 
 SOURCE_KINDS = ("text", "jsonl", "parquet", "arrayrecord", "tfds", "hf", "python", "debian-docs", "prepared")
 _SOURCES_WITHOUT_LOCATION = ("python", "debian-docs")
@@ -86,11 +88,16 @@ def validate(config: ConfigDict, device_count: int | None = None) -> None:
   sound = _with_defaults(config)
   found += _general_problems(sound)
   found += _data_problems(sound)
-  sizes, mesh_problems = _mesh_sizes(sound, device_count)
-  found += mesh_problems
-  found += _model_problems(sound, sizes)
+  found += _model_problems(sound)
+  sizes, problems = _mesh_sizes("mesh", sound.mesh, device_count)
+  found += [*problems, *_divisions("mesh", sizes, sound.model)]
   for name, stage in sound.stages.items():
-    found += _stage_problems(f"stages.{name}", stage, sound, sizes)
+    stage_sizes = sizes
+    if any(stage.mesh.values()):
+      prefix = f"stages.{name}.mesh"
+      stage_sizes, problems = _mesh_sizes(prefix, stage_mesh(sound, name), device_count)
+      found += [*problems, *_divisions(prefix, stage_sizes, sound.model)]
+    found += _stage_problems(f"stages.{name}", stage, sound, stage_sizes)
   if found:
     raise ConfigError(found)
 
@@ -179,29 +186,29 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
     yield from _at_least(prefix, settings, 0, "limit_megabytes")
 
 
-def _mesh_sizes(config: ConfigDict, device_count: int | None) -> tuple[dict[str, int], list[str]]:
+def _mesh_sizes(prefix: str, mesh: Mapping[str, int], device_count: int | None) -> tuple[dict[str, int], list[str]]:
   """Devices along each axis, then problems. An axis whose size is not known, or is impossible, counts as 1."""
-  sizes = {axis: config.mesh[axis] for axis in MESH_AXES}
+  sizes = {axis: mesh[axis] for axis in MESH_AXES}
   wrong = [axis for axis, size in sizes.items() if size < 1 and size != -1]
-  problems = [f"mesh.{axis}={sizes[axis]}: must be at least 1, or -1" for axis in wrong]
+  problems = [f"{prefix}.{axis}={sizes[axis]}: must be at least 1, or -1" for axis in wrong]
   open_axes = [axis for axis, size in sizes.items() if size == -1]
   if len(open_axes) > 1:
-    problems.append(f"mesh: {' and '.join(open_axes)} are -1; at most one axis can be")
+    problems.append(f"{prefix}: {' and '.join(open_axes)} are -1; at most one axis can be")
   known = {axis: size if size >= 1 else 1 for axis, size in sizes.items()}
   if problems or device_count is None:
     return known, problems
   product = math.prod(known.values())
   shape = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
   if not open_axes and product != device_count:
-    problems.append(f"mesh: {shape} needs {product} devices, there are {device_count}")
+    problems.append(f"{prefix}: {shape} needs {product} devices, there are {device_count}")
   elif open_axes and device_count % product:
-    problems.append(f"mesh: {shape}: {device_count} devices cannot be divided by {product}")
+    problems.append(f"{prefix}: {shape}: {device_count} devices cannot be divided by {product}")
   elif open_axes:
     known[open_axes[0]] = device_count // product
   return known, problems
 
 
-def _model_problems(config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
+def _model_problems(config: ConfigDict) -> Iterator[str]:
   try:
     make_model_config(config)
   except ValueError as error:
@@ -210,11 +217,15 @@ def _model_problems(config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
   for key in ("dtype", "param_dtype"):
     if model[key] not in _DTYPES:
       yield f"model.{key}={model[key]!r}: must be one of {', '.join(_DTYPES)}.{did_you_mean(model[key], _DTYPES)}"
+
+
+def _divisions(prefix: str, sizes: dict[str, int], model: ConfigDict) -> Iterator[str]:
+  """What of the model a mesh cannot divide."""
   if model.num_experts == 0 and sizes["expert"] > 1:
-    yield f"mesh.expert={sizes['expert']}: the model is dense"
+    yield f"{prefix}.expert={sizes['expert']}: the model is dense"
   for key, axis in (("num_heads", "tensor"), ("num_experts", "expert")):
     if model[key] % sizes[axis]:
-      yield f"model.{key}={model[key]}: cannot be divided over mesh.{axis}={sizes[axis]}"
+      yield f"model.{key}={model[key]}: cannot be divided over {prefix}.{axis}={sizes[axis]}"
 
 
 def _stage_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
@@ -230,6 +241,11 @@ def _stage_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: d
   yield from _at_least(prefix, stage, 0, "max_skipped_steps sample_tokens z_loss")
   if not not_counts:
     yield from _batch_problems(prefix, stage, config, sizes)
+  if stage.remat and stage.remat not in REMAT_POLICIES:
+    hint = did_you_mean(stage.remat, REMAT_POLICIES)
+    yield f"{prefix}remat={stage.remat!r}: must be one of {', '.join(REMAT_POLICIES)}.{hint}"
+  if stage.balance_counts not in BALANCE_COUNTS:
+    yield f"{prefix}balance_counts={stage.balance_counts!r}: must be one of {', '.join(BALANCE_COUNTS)}"
   if stage.rope_theta <= 1:
     yield f"{prefix}rope_theta={stage.rope_theta}: must be greater than 1"
   yield from _mixture_problems(prefix, stage, config)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import stage_names
+from qwen3_jax.config import stage_mesh, stage_names
 from qwen3_jax.config_checks import ConfigError, flatten, validate
 from qwen3_jax.config_loading import config_from_flags, define_config_flag, parse_flags
 
@@ -140,7 +140,6 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
       _warn_of_differences(ConfigDict(read_json(workdir.config)), config, workdir)
     write_json(workdir.config, config.to_dict())
     write_json(workdir.environment, environment())
-  mesh = make_mesh(config.mesh.to_dict())
   tokenizer, corpora = prepare_corpora(config, workdir.path)
   done = on_first_process(lambda: [name for name in config.pipeline if workdir.is_done(name)])
   left = [name for name in stage_names(config) if name not in done]
@@ -151,6 +150,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
       if missing:
         logging.warning("stage %r runs without %s before it", name, ", ".join(missing))
       ran = [stage for stage in before if stage in done]
+      mesh = make_mesh(stage_mesh(config, name))
       stage = pretrain.make_stage(config, name, corpora, tokenizer, mesh)
       tokens_before = sum(pretrain.trained_tokens(config.stages[stage]) for stage in ran)
       run_stage(stage, config, workdir, mesh, ran[-1] if ran else None, tokens_before, notice)

@@ -17,21 +17,23 @@ from qwen3_jax.models.config import ModelConfig
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")  # a batch is split over all of these
+TOKEN_AXES = (*BATCH_AXES, "context")  # and its tokens over these
+PARAMETER_AXES = TOKEN_AXES[1:]  # parameters are split over these, too, and gathered where they are used
 
 # Logical name -> mesh axes that split it. Parameters use the names of their axes; activations "batch" and "length".
 RULES: dict[str, tuple[str, ...]] = {
   "batch": BATCH_AXES,
   "length": ("context",),
   "layers": (),
-  "embed": ("fsdp", "expert"),
+  "embed": PARAMETER_AXES,
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "head_dim": (),
-  "attended": ("tensor", "fsdp", "expert"),  # what all heads give, N * H: rows are cheaper to gather than columns
+  "attended": ("tensor", *PARAMETER_AXES),  # what all heads give, N * H: rows are cheaper to gather than columns
   "hidden": (),  # the hidden axis of a matrix whose other axis is split over fsdp
   "mlp": ("tensor",),
   "experts": ("expert",),
-  "expert_embed": ("fsdp",),  # the hidden axis of experts' matrices
+  "expert_embed": ("fsdp", "context"),  # the hidden axis of experts' matrices
   "choices": (),  # the experts a router chooses from
   "vocab": ("tensor",),
 }

@@ -29,6 +29,7 @@ class TrainProgram:
   batch_shape: tuple[int, int]  # global [B, T]
   micro_batches: int
   clip_norm: float
+  balance_counts: str = "exact"  # of the balance loss over micro-batches
   gradient_dtype: str = "float32"
   offload_optimizer: bool = False  # its state waits in the host's memory between steps
 
@@ -71,6 +72,7 @@ class TrainProgram:
       self.optimizer,
       clip_norm=self.clip_norm,
       micro_batches=self.micro_batches,
+      balance_counts=self.balance_counts,
       gradient_dtype=self.gradient_dtype,
       offload_optimizer=self.offload_optimizer,
     )

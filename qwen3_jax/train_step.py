@@ -18,6 +18,8 @@ from qwen3_jax.train_state import TrainState
 
 Metrics = dict[str, jax.Array]
 
+BALANCE_COUNTS = ("exact", "running")
+
 
 def make_train_step(
   config: ModelConfig,
@@ -26,6 +28,7 @@ def make_train_step(
   *,
   clip_norm: float = 1.0,
   micro_batches: int = 1,
+  balance_counts: str = "exact",
   gradient_dtype: str = "float32",
   offload_optimizer: bool = False,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
@@ -35,7 +38,8 @@ def make_train_step(
 
   The gradient is that of `sum of losses / sum of weights + router_aux_loss_coef * balance loss` over the whole batch,
   whatever `micro_batches` is. The balance loss needs the expert counts of the whole batch before any micro-batch's
-  gradient, so with a MoE model and several micro-batches a forward pass buffers them first.
+  gradient: with a MoE model and several micro-batches, `balance_counts` "exact" finds them in a forward pass ahead,
+  a third more work. "running" takes those of the micro-batches so far instead, as Qiu et al. 2025 do.
 
   In `gradient_dtype` bfloat16 the parameters are cast once, and gradients are bfloat16 from the backward pass on and
   over micro-batches: half the memory, and rounding in the sum. With `offload_optimizer` the optimizer's arrays come
@@ -44,14 +48,20 @@ def make_train_step(
   A step whose loss or gradient is not finite changes nothing but the counters.
   """
 
-  def differentiated(params: Parameters, batch: Batch, rng: jax.Array, total: LossOutput | None):
-    """Loss times the global weight, so that micro-batches add up."""
+  def differentiated(
+    params: Parameters, batch: Batch, rng: jax.Array, total: LossOutput | None = None, earlier: LossOutput | None = None
+  ):
+    """Loss times its weight, so that micro-batches add up. `total` is of all of them, `earlier` of those before."""
     output = objective(from_parameters(config, params), batch, rng)
     loss = output.loss_sum
     if output.router is not None:
       total = jax.lax.stop_gradient(output if total is None else total)
       assert total.router is not None
-      balance = balance_loss(output.router, total.router.slots, total.router.tokens)
+      slots = total.router.slots
+      if earlier is not None:
+        assert earlier.router is not None
+        slots += earlier.router.slots
+      balance = balance_loss(output.router, slots, total.router.tokens)
       loss += total.weight * config.router_aux_loss_coef * balance
     return loss, output
 
@@ -60,18 +70,19 @@ def make_train_step(
   def accumulated_gradient(params: Parameters, batch: Batch, rng: jax.Array) -> tuple[Parameters, LossOutput]:
     """Sum over micro-batches of the gradient and of the outputs."""
     if micro_batches == 1:
-      return gradient(params, batch, rng, None)
+      return gradient(params, batch, rng)
     inputs = (_split(batch, micro_batches), jax.random.split(rng, micro_batches))
     shapes = jax.eval_shape(lambda xs: objective(from_parameters(config, params), xs[0], xs[1]), _first(inputs))
     nothing = _zeros_like(shapes)
 
     total = None
-    if config.is_moe:
+    if config.is_moe and balance_counts == "exact":
       forward = lambda sums, xs: (_add(sums, objective(from_parameters(config, params), *xs)), None)
       total, _ = jax.lax.scan(forward, nothing, inputs)
 
     def micro_step(sums, xs):
-      return _add(sums, gradient(params, *xs, total)), None
+      earlier = sums[1] if config.is_moe and total is None else None
+      return _add(sums, gradient(params, *xs, total, earlier)), None
 
     sums, _ = jax.lax.scan(micro_step, (_zeros_like(params), nothing), inputs)
     return sums

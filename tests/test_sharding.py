@@ -29,7 +29,9 @@ def test_impossible_meshes_are_refused(shape, message):
 
 
 def test_rules():
-  assert partition_spec(("layers", "embed", "heads", "head_dim")) == P(None, ("fsdp", "expert"), "tensor", None)
+  assert partition_spec(("layers", "embed", "heads", "head_dim")) == P(
+    None, ("fsdp", "expert", "context"), "tensor", None
+  )
   assert partition_spec(("batch", "length")) == P(("data", "fsdp", "expert"), "context")
   with pytest.raises(ValueError, match="'tensor' would split both 'heads' and 'mlp'"):
     partition_spec(("heads", "mlp"))

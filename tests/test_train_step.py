@@ -42,11 +42,11 @@ def make_batch(B=16, T=24, V=128, seed=0) -> Batch:
   return Batch(tokens, np.roll(tokens, -1, 1), weights, positions, segments)
 
 
-def gradient_of_step(config, mesh_shape, micro_batches):
+def gradient_of_step(config, mesh_shape, micro_batches, **settings):
   """(gradients, metrics) of the real train step; momentum without decay keeps the gradient in the optimizer's state."""
   mesh = make_mesh(mesh_shape, jax.devices()[: int(np.prod(list(mesh_shape.values())))])
   optimizer = optax.trace(decay=0.0)
-  step = make_train_step(config, next_token(1e-3), optimizer, clip_norm=0.0, micro_batches=micro_batches)
+  step = make_train_step(config, next_token(1e-3), optimizer, clip_norm=0.0, micro_batches=micro_batches, **settings)
   with jax.set_mesh(mesh):
     state = create_state(config, optimizer, mesh, seed=1)
     new, metrics = jax.jit(step)(state, jax.device_put(make_batch(), batch_sharding(mesh)), 0.0)
@@ -173,6 +173,28 @@ def test_micro_batch_balance_loss_would_differ():
   rows = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
   by_part = sum(router_gradient(part) for part in rows) / 4
   assert float(jnp.linalg.norm(by_part - whole)) > 0.05 * float(jnp.linalg.norm(whole))
+
+
+def test_running_balance_counts():
+  """Micro-batch i is balanced with the counts of micro-batches 1..i, weighed by its share of the targets."""
+  n, params = 4, create_state(MOE, optax.identity(), make_mesh({}, jax.devices()[:1]), seed=1).params
+  parts = [jax.tree.map(lambda x, i=i: x[i::n], make_batch()) for i in range(n)]
+
+  def loss(params):
+    total, weight, slots = 0.0, 0.0, 0.0
+    for part in parts:
+      output = next_token(1e-3)(from_parameters(MOE, params), part, jax.random.PRNGKey(0))
+      slots += jax.lax.stop_gradient(output.router.slots)
+      balance = MOE.router_aux_loss_coef * balance_loss(output.router, slots, output.router.tokens)
+      total, weight = total + output.loss_sum + output.weight * balance, weight + output.weight
+    return total / weight
+
+  expected = jax.grad(loss)(params)["layers"]["feed_forward"]["router"]
+  gradients, _ = gradient_of_step(MOE, {}, n, balance_counts="running")
+  exact, _ = gradient_of_step(MOE, {}, n)
+  found, exact = (g["layers"]["feed_forward"]["router"] for g in (gradients, exact))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.max(jnp.abs(expected))))
+  assert np.linalg.norm(exact - found) > 0.01 * np.linalg.norm(exact)
 
 
 def stage_optimizer(**changes):

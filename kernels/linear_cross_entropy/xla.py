@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kernels.collectives import all_gather, reduce_scatter
 from kernels.ordering import after
 
 CHUNK_BYTES = 64 * 2**20  # float32 logits held at a time; half of it costs 6% on CPU
@@ -57,7 +58,7 @@ def _split(x, n: int):
 def _forward(hidden, head, targets, weights, z_loss, vocabulary_axis, embed_axes):
   B, T = targets.shape
   n = _chunks(B, T, head.shape[1])
-  head = _gathered(head, embed_axes)
+  head = all_gather(head, embed_axes, 0)
 
   def chunk(sums, xs):
     loss, correct, *_ = _chunk_loss(xs[0], head, xs[1], xs[2], z_loss, vocabulary_axis)
@@ -72,7 +73,7 @@ def _forward_with_gradients(hidden, head, targets, weights, z_loss, vocabulary_a
   B, T, D = hidden.shape
   V = head.shape[1]
   n = _chunks(B, T, V)
-  head = _gathered(head, embed_axes)
+  head = all_gather(head, embed_axes, 0)
 
   def chunk(carry, xs):
     loss_sum, correct_sum, head_gradient = carry
@@ -99,10 +100,6 @@ def _forward_with_gradients(hidden, head, targets, weights, z_loss, vocabulary_a
   return (loss, correct), (hidden_gradient, jax.lax.optimization_barrier(head_gradient.astype(head.dtype)))
 
 
-def _gathered(head, embed_axes):
-  return jax.lax.all_gather(head, embed_axes, axis=0, tiled=True) if embed_axes else head
-
-
 def _scattered(head_gradient, embed_axes, dtype):
   """Sums [D, V] over the shards of `embed_axes`, each of which gets its rows [D / n, V].
 
@@ -113,7 +110,7 @@ def _scattered(head_gradient, embed_axes, dtype):
 
   def scatter(start):
     columns = jax.lax.dynamic_slice(head_gradient, (0, start), (D, width)).astype(dtype)
-    return jax.lax.psum_scatter(columns, embed_axes, scatter_dimension=0, tiled=True)
+    return reduce_scatter(columns, embed_axes, 0)
 
   parts = jax.lax.map(scatter, jnp.arange(0, V, width))
   return parts.swapaxes(0, 1).reshape(-1, V)

@@ -14,7 +14,7 @@ from qwen3_jax.compilation.ideal_network import ideal_collectives
 from qwen3_jax.compilation.memory import device_bytes
 from qwen3_jax.compilation.topologies import Topology
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.sharding import BATCH_AXES
+from qwen3_jax.sharding import TOKEN_AXES
 from qwen3_jax.train_program import TrainProgram
 
 
@@ -38,7 +38,7 @@ def estimate(program: TrainProgram, mesh: Mesh, topology: Topology, arguments: M
   model, sizes = program.model, mesh.shape
   parameters = device_bytes(arguments["parameters"])
   B, T = program.batch_shape
-  shards = int(np.prod([sizes[axis] for axis in (*BATCH_AXES, "context")]))
+  shards = int(np.prod([sizes[axis] for axis in TOKEN_AXES]))
   tokens = B * T / program.micro_batches / shards
   activation = np.dtype(model.dtype).itemsize
   saved = saved_per_token(model, sizes["tensor"]) * model.num_layers * tokens * activation

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from qwen3_jax.compilation.estimate import estimate
 from qwen3_jax.compilation.selection import validate_selection
 from qwen3_jax.compilation.topologies import Topology, larger_topology
+from qwen3_jax.config import stage_mesh, stage_model
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.models.config import REMAT_POLICIES
 from qwen3_jax.sharding import make_mesh
@@ -26,6 +27,7 @@ def fixes(config: ConfigDict, stage: str, topology: Topology, mesh_shape: Mappin
   now = _bytes(config, stage, topology)
   found = []
   for change in _changes(config, stage, mesh_shape):
+    change = of_stage(change, config, stage)
     try:
       saving = now - _bytes(changed(config, change, topology), stage, topology)
     except ConfigError:
@@ -35,7 +37,7 @@ def fixes(config: ConfigDict, stage: str, topology: Topology, mesh_shape: Mappin
       found.append({"change": flags, "bytes": saving, "would_fit": saving >= excess})
   if larger := larger_topology(topology):
     try:
-      saving = now - _bytes(changed(config, {"mesh.fsdp": -1}, larger), stage, larger)
+      saving = now - _bytes(changed(config, of_stage({"mesh.fsdp": -1}, config, stage), larger), stage, larger)
     except ConfigError:
       saving = 0
     if saving > 0:
@@ -51,21 +53,31 @@ def changed(config: ConfigDict, change: Change, topology: Topology) -> ConfigDic
   return copy
 
 
+def of_stage(change: Change, config: ConfigDict, stage: str) -> Change:
+  """`change` with the stage's own keys of the mesh and of remat where it has some, as those would win."""
+  own = config.stages[stage]
+  keys = {f"mesh.{axis}": f"stages.{stage}.mesh.{axis}" for axis, size in own.mesh.items() if size}
+  if own.remat:
+    keys["model.remat"] = f"stages.{stage}.remat"
+  return {keys.get(key, key): value for key, value in change.items()}
+
+
 def _bytes(config: ConfigDict, stage: str, topology: Topology) -> int:
-  mesh = make_mesh(config.mesh.to_dict(), topology.devices())
+  mesh = make_mesh(stage_mesh(config, stage), topology.devices())
   program = pretrain.make_program(config, stage)
   return estimate(program, mesh, topology, program.arguments(mesh)).bytes
 
 
 def _changes(config: ConfigDict, stage: str, mesh_shape: Mapping[str, int]) -> Iterator[Change]:
   settings = config.stages[stage]
-  remats = [{"model.remat": policy} for policy in REMAT_POLICIES if policy != config.model.remat]
+  remat = stage_model(config, stage).remat
+  remats = [{"model.remat": policy} for policy in REMAT_POLICIES if policy != remat]
   halved = {f"stages.{stage}.micro_batches": settings.micro_batches * 2}
   yield from remats
   yield halved
-  yield from (remat | halved for remat in remats)
+  yield from (change | halved for change in remats)
   if not config.model.offload_layer_inputs:
-    if config.model.remat != "none":
+    if remat != "none":
       yield {"model.offload_layer_inputs": True}
     yield {"model.remat": "full", "model.offload_layer_inputs": True}
   for key, value in (("moment_dtype", "bfloat16"), ("gradient_dtype", "bfloat16"), ("offload", True)):

@@ -12,10 +12,8 @@ from jax.sharding import Mesh
 from qwen3_jax.compilation.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER, Collective
 from qwen3_jax.compilation.replica_groups import group_of_axes
 from qwen3_jax.models.transformer import logical_axes
-from qwen3_jax.sharding import BATCH_AXES, entry_axes
+from qwen3_jax.sharding import TOKEN_AXES, entry_axes
 from qwen3_jax.train_program import TrainProgram
-
-_GATHER_AXES = (*BATCH_AXES, "context")  # axes that split tokens: whole weights are needed on each
 
 
 def ideal_collectives(program: TrainProgram, mesh: Mesh, parameters: Any) -> list[Collective]:
@@ -32,7 +30,7 @@ def ideal_collectives(program: TrainProgram, mesh: Mesh, parameters: Any) -> lis
   activation = np.dtype(model.dtype).itemsize
   repeats = (program.micro_batches, model.num_layers)
   B, T = program.batch_shape
-  shards = int(np.prod([sizes[axis] for axis in _GATHER_AXES]))
+  shards = int(np.prod([sizes[axis] for axis in TOKEN_AXES]))
   tokens = B * T // program.micro_batches // shards
 
   found = list(_of_weights(program, mesh, parameters, activation))
@@ -59,8 +57,8 @@ def _of_weights(program: TrainProgram, mesh: Mesh, parameters: Any, activation: 
     layers = model.num_layers if logical[0] == "layers" else 1
     spec = list(leaf.sharding.spec) + [None] * (len(leaf.shape) - len(leaf.sharding.spec))
     split = {axis: name for entry, name in zip(spec, logical) for axis in entry_axes(entry)}
-    gathered = [axis for axis, name in split.items() if axis in _GATHER_AXES and name != "experts" and sizes[axis] > 1]
-    summed = [axis for axis in _GATHER_AXES if axis not in split and sizes[axis] > 1]
+    gathered = [axis for axis, name in split.items() if axis in TOKEN_AXES and name != "experts" and sizes[axis] > 1]
+    summed = [axis for axis in TOKEN_AXES if axis not in split and sizes[axis] > 1]
     kept = int(np.prod([sizes[axis] for axis in split if axis not in gathered]))
     elements = int(np.prod(leaf.shape)) // layers // kept
     scope = jax.tree_util.keystr(path)

@@ -10,6 +10,7 @@ from qwen3_jax.compilation.hbm_traffic import instruction_traffic
 from qwen3_jax.compilation.hlo import Computation, Instruction, Module
 from qwen3_jax.compilation.matmul_flops import matmul_flops
 from qwen3_jax.compilation.trip_counts import TripCounts
+from qwen3_jax.models.expert_parallel import UNBALANCED
 
 _REMATTED = "rematted_computation"  # the scope in which jax.checkpoint recomputes
 
@@ -24,6 +25,7 @@ class Cost:
   collectives: list[Collective] = dataclasses.field(default_factory=list)
   uncounted_kernels: set[str] = dataclasses.field(default_factory=set)  # custom calls that state no cost
   data_dependent_loops: set[str] = dataclasses.field(default_factory=set)  # counted as one iteration
+  unbalanced_loops: int = 0  # rounds that only an unbalanced router needs, not counted
 
   def add(self, other: Cost, times: int | None = None) -> None:
     """Adds what `other` costs, `times` times over if it is the body of a loop."""
@@ -35,6 +37,7 @@ class Cost:
     self.collectives += [dataclasses.replace(item, loops=around + item.loops) for item in other.collectives]
     self.uncounted_kernels |= other.uncounted_kernels
     self.data_dependent_loops |= other.data_dependent_loops
+    self.unbalanced_loops += other.unbalanced_loops
 
 
 def program_cost(module: Module, mesh_shape: Mapping[str, int], num_slices: int = 1) -> Cost:
@@ -67,6 +70,9 @@ class _Walk:
     calls = instruction.called()
     if instruction.opcode == "while":
       trips = self._trips.of(computation, instruction)
+      if trips is None and UNBALANCED in instruction.op_name:
+        total.unbalanced_loops += 1
+        return
       if trips is None:
         total.data_dependent_loops.add(instruction.op_name or instruction.name)
       total.add(self._called(calls["body"][0]), 1 if trips is None else trips)

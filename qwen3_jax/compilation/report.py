@@ -142,7 +142,8 @@ def _sent(collectives: list[Collective], num_layers: int) -> Report:
 def _notes(cost: Cost) -> list[str]:
   loops = [f"a loop whose length depends on data is counted once: {name}" for name in cost.data_dependent_loops]
   kernels = [f"a kernel that states no cost is counted as no arithmetic: {name}" for name in cost.uncounted_kernels]
-  return sorted(loops) + sorted(kernels)
+  rounds = ["further rounds of tokens to experts, which only an unbalanced router needs, are not counted"]
+  return (rounds if cost.unbalanced_loops else []) + sorted(loops) + sorted(kernels)
 
 
 def summarize(collectives: list[Collective], network: Network, num_layers: int) -> list[Report]:

@@ -10,7 +10,7 @@ from qwen3_jax.compilation.compiler import lower
 from qwen3_jax.compilation.fixes import fixes
 from qwen3_jax.compilation.report import Report, compile_report
 from qwen3_jax.compilation.topologies import Topology
-from qwen3_jax.config import stage_names
+from qwen3_jax.config import stage_mesh, stage_names
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.sharding import make_mesh
 from qwen3_jax.stages import pretrain
@@ -18,12 +18,12 @@ from qwen3_jax.stages import pretrain
 
 def stage_reports(config: ConfigDict, topology: Topology) -> Iterator[Report]:
   """One report for each stage, as soon as it is there; a stage that is the same program as an earlier one names it."""
-  try:
-    mesh = make_mesh(config.mesh.to_dict(), topology.devices())
-  except ValueError as error:
-    raise ConfigError([str(error)]) from error
   seen: dict[str, Report] = {}
   for stage in stage_names(config):
+    try:
+      mesh = make_mesh(stage_mesh(config, stage), topology.devices())
+    except ValueError as error:
+      raise ConfigError([str(error)]) from error
     program = pretrain.make_program(config, stage)
     lowered = lower(program, mesh)
     name = f"{config.name} {stage}"

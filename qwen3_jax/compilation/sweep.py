@@ -11,11 +11,11 @@ from rich.console import Console
 
 from qwen3_jax.compilation.compiler import lower
 from qwen3_jax.compilation.estimate import Estimate, estimate
-from qwen3_jax.compilation.fixes import Change, changed
+from qwen3_jax.compilation.fixes import Change, changed, of_stage
 from qwen3_jax.compilation.report import Report, compile_report
 from qwen3_jax.compilation.tables import duration, print_rows, size
 from qwen3_jax.compilation.topologies import Topology
-from qwen3_jax.config import stage_names
+from qwen3_jax.config import stage_mesh, stage_names
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.models.config import REMAT_POLICIES
 from qwen3_jax.sharding import make_mesh
@@ -51,7 +51,7 @@ def sweep(config: ConfigDict, topology: Topology, limit: int, out: Console) -> l
   out.print(f"{len(found)} candidates; compiling the {min(limit, len(found))} most promising")
   results = []
   for number, candidate in enumerate(found[:limit], 1):
-    mesh = make_mesh(candidate.config.mesh.to_dict(), topology.devices())
+    mesh = make_mesh(stage_mesh(candidate.config, stage), topology.devices())
     program = pretrain.make_program(candidate.config, stage)
     report = compile_report(program, lower(program, mesh), mesh, topology)
     name = " ".join(f"{key.split('.')[-1]}={value}" for key, value in candidate.change.items())
@@ -68,6 +68,7 @@ def candidates(config: ConfigDict, stage: str, topology: Topology) -> Iterator[C
     mesh, arguments = make_mesh(shape, devices), None
     for policy in REMAT_POLICIES:
       change = {f"mesh.{axis}": length for axis, length in shape.items()} | {"model.remat": policy}
+      change = of_stage(change, config, stage)
       try:
         valid = changed(config, change, topology)
       except ConfigError:

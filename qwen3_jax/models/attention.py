@@ -8,9 +8,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.context_parallel import attend
-from qwen3_jax.models.parts import RMSNorm, linear, normal_parameter
+from qwen3_jax.models.linear import linear
+from qwen3_jax.models.parts import RMSNorm, normal_parameter
 from qwen3_jax.models.rope import rotate
 from qwen3_jax.sharding import constrain
+
+_QUERY = ("embed", "heads", "head_dim")
+_KEY_VALUE = ("embed", "kv_heads", "head_dim")
+_OUTPUT = ("attended", "hidden")
 
 
 class Attention(nnx.Module):
@@ -19,26 +24,20 @@ class Attention(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     L, D, N, K, H = config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
     self.dtype = config.dtype
-    self.query = normal_parameter(rngs, config, (L, D, N, H), ("layers", "embed", "heads", "head_dim"))
-    self.key = normal_parameter(rngs, config, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
-    self.value = normal_parameter(rngs, config, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
-    self.output = normal_parameter(rngs, config, (L, N * H, D), ("layers", "attended", "hidden"))
+    self.query = normal_parameter(rngs, config, (L, D, N, H), ("layers", *_QUERY))
+    self.key = normal_parameter(rngs, config, (L, D, K, H), ("layers", *_KEY_VALUE))
+    self.value = normal_parameter(rngs, config, (L, D, K, H), ("layers", *_KEY_VALUE))
+    self.output = normal_parameter(rngs, config, (L, N * H, D), ("layers", *_OUTPUT))
     self.query_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
     self.key_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
 
   def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
     """x [B, T, D] -> [B, T, D]; a token sees itself and the earlier tokens of its segment."""
-    query = checkpoint_name(_to_heads(x, self.query[...].astype(self.dtype)), "query")
-    key = checkpoint_name(_to_heads(x, self.key[...].astype(self.dtype)), "key")
-    value = checkpoint_name(_to_heads(x, self.value[...].astype(self.dtype)), "value")
+    query = checkpoint_name(linear(x, self.query[...].astype(self.dtype), _QUERY), "query")
+    key = checkpoint_name(linear(x, self.key[...].astype(self.dtype), _KEY_VALUE), "key")
+    value = checkpoint_name(linear(x, self.value[...].astype(self.dtype), _KEY_VALUE), "value")
     query = constrain(rotate(self.query_norm(query), *rope), "batch", "length", "heads", "head_dim")
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
     attended = attend(query, key, value, segment_ids)
-    return linear(attended.reshape(*x.shape[:2], -1), self.output[...].astype(self.dtype))
-
-
-def _to_heads(x: jax.Array, matrix: jax.Array) -> jax.Array:
-  """x [B, T, D] times matrix [D, N, H] -> [B, T, N, H]; as a matrix of two axes, in whose layout TPUs multiply."""
-  D, N, H = matrix.shape
-  return linear(x, matrix.reshape(D, N * H)).reshape(*x.shape[:2], N, H)
+    return linear(attended.reshape(*x.shape[:2], -1), self.output[...].astype(self.dtype), _OUTPUT)

@@ -20,19 +20,21 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from kernels.collectives import all_gather
 from kernels.expert_dispatch.api import exchange
 from kernels.grouped_matmul.api import grouped_matmul
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.remat import keeps_feed_forward
-from qwen3_jax.sharding import MESH_AXES, TOKENS, array_spec, batch_mesh
+from qwen3_jax.sharding import MESH_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
 AXIS = "expert"
+UNBALANCED = "unbalanced_router"  # scope of what runs only when a shard gets more rows than its buffer holds
 
 
 def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down) -> jax.Array | None:
   """`moe.grouped_dispatch` on the mesh in use, or None if there is none that splits the batch evenly.
 
-  Each device works on its own tokens; matrices are gathered over `fsdp`, never over `expert`.
+  Each device works on its own tokens; matrices are gathered over `fsdp` and `context`, never over `expert`.
   """
   mesh = batch_mesh(*x.shape[:2])
   if mesh is None:
@@ -47,8 +49,8 @@ def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down
   )
 
   def local(x, weights, experts, gate, up, down):
-    gate, up = (jax.lax.all_gather(w, "fsdp", axis=1, tiled=True) if into[1] else w for w in (gate, up))
-    down = jax.lax.all_gather(down, "fsdp", axis=2, tiled=True) if out_of[2] else down
+    gate, up = (all_gather(matrix, entry_axes(into[1]), 1) for matrix in (gate, up))
+    down = all_gather(down, entry_axes(out_of[2]), 2)
     b, t, D = x.shape
     flat = lambda a: a.reshape(b * t, a.shape[-1])
     y = _feed_forward(plan, flat(x), flat(weights), flat(experts), gate, up, down).reshape(b, t, D)
@@ -121,7 +123,8 @@ class _Routes:
     if self.shards == 1:
       return carry
     step = lambda carry: (carry[0] + 1, body(self.round(carry[0]), carry[1]))
-    return jax.lax.while_loop(lambda carry: carry[0] < self.rounds, step, (jnp.int32(1), carry))[1]
+    with jax.named_scope(UNBALANCED):
+      return jax.lax.while_loop(lambda carry: carry[0] < self.rounds, step, (jnp.int32(1), carry))[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,11 @@ from flax import nnx
 from kernels.grouped_matmul import api as grouped_matmul
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.expert_parallel import expert_feed_forward
+from qwen3_jax.models.linear import linear
 from qwen3_jax.models.parts import normal_parameter
 from qwen3_jax.sharding import constrain
+
+_ROUTER = ("embed", "choices")
 
 
 @jax.tree_util.register_dataclass
@@ -61,14 +64,14 @@ class MixtureOfExperts(nnx.Module):
     self.dtype = config.dtype
     self.experts_per_token = config.num_experts_per_token
     self.renormalise = config.norm_topk_prob
-    self.router = normal_parameter(rngs, config, (L, D, E), ("layers", "embed", "choices"))
+    self.router = normal_parameter(rngs, config, (L, D, E), ("layers", *_ROUTER))
     self.gate = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "mlp"))
     self.up = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "mlp"))
     self.down = normal_parameter(rngs, config, (L, E, F, D), ("layers", "experts", "mlp", "expert_embed"))
 
   def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, RouterStatistics]:
     """x [B, T, D] -> ([B, T, D], statistics over tokens whose segment id is not 0)."""
-    logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), self.router[...].astype(jnp.float32))
+    logits = linear(x.astype(jnp.float32), self.router[...].astype(jnp.float32), _ROUTER)
     probabilities = jax.nn.softmax(logits, axis=-1)
     weights, experts = jax.lax.top_k(probabilities, self.experts_per_token)  # [B, T, k]
     if self.renormalise:

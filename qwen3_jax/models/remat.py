@@ -7,8 +7,10 @@ from typing import Any
 import jax
 
 from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.sharding import current_mesh
 
 LAYER_INPUT = "layer_input"
+GATHERED = "gathered"  # a matrix put together from its shards: no policy keeps it
 
 # Policy -> names of the values kept besides each layer's input. `dots` keeps the results of all large matmuls whose
 # results the backward pass reads, so that nothing but norms, RoPE, activations and the router is computed twice.
@@ -29,10 +31,14 @@ def rematerialized(layer: Any, config: ModelConfig) -> Any:
 
   Offloaded, a layer's input waits in the host's memory: 2 * B * T * D bytes per layer leave the device.
   """
-  if config.remat == "none":
-    return layer
-  kept = _KEPT[config.remat]
   policies = jax.checkpoint_policies
+  if config.remat == "none":
+    if current_mesh() is None:
+      return layer
+    return jax.checkpoint(
+      layer, policy=policies.save_anything_except_these_names(GATHERED), prevent_cse=config.unroll_layers
+    )
+  kept = _KEPT[config.remat]
   policy = policies.save_only_these_names(*kept)
   if config.offload_layer_inputs:
     policy = policies.save_and_offload_only_these_names(

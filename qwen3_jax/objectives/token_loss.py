@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from kernels.linear_cross_entropy.api import linear_cross_entropy
 from qwen3_jax.models.transformer import Transformer
-from qwen3_jax.sharding import BATCH_AXES, TOKENS, array_spec, batch_mesh, entry_axes
+from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
 
 def token_loss(
@@ -31,7 +31,7 @@ def token_loss(
 
   def local(hidden, head, targets, weights):
     sums = linear_cross_entropy(hidden, head, targets, weights, z_loss, vocabulary_axis, embed_axes)
-    return jax.lax.psum(sums, (*BATCH_AXES, "context"))
+    return jax.lax.psum(sums, TOKEN_AXES)
 
   in_specs = (TOKENS, spec, TOKENS, TOKENS)
   mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)

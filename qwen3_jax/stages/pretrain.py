@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
-from qwen3_jax.config import make_model_config
+from qwen3_jax.config import stage_model
 from qwen3_jax.data.corpora import open_mixture
 from qwen3_jax.data.pipeline import BatchIterator, train_batches, validation_batches
 from qwen3_jax.data.prepared import PreparedCorpus
@@ -53,12 +53,13 @@ def make_program(config: ConfigDict, name: str) -> TrainProgram:
   """The train step of stage `name` of a checked config; opens nothing."""
   settings = config.stages[name]
   return TrainProgram(
-    model=make_model_config(config, rope_theta=settings.rope_theta),
+    model=stage_model(config, name),
     objective=next_token(settings.z_loss),
     optimizer=make_optimizer(settings.optimizer),
     batch_shape=(settings.batch_size, settings.sequence_length),
     micro_batches=settings.micro_batches,
     clip_norm=settings.optimizer.clip_norm,
+    balance_counts=settings.balance_counts,
     gradient_dtype=settings.optimizer.gradient_dtype,
     offload_optimizer=settings.optimizer.offload,
   )

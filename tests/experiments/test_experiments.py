@@ -20,7 +20,7 @@ SIZES = {  # exact parameters, active ones, chips of the pod that the experiment
   "dense_14b": (14_768_307_200, 14_768_307_200, 256),
   "dense_32b": (32_762_123_264, 32_762_123_264, 512),
   "moe_30b_a3b": (30_532_122_624, 3_353_032_704, 256),
-  "moe_235b": (235_093_634_560, 22_190_763_520, 512),
+  "moe_235b": (235_093_634_560, 22_190_763_520, 256),
 }
 ALL = [*SIZES, "miniature"]
 
@@ -50,7 +50,8 @@ def test_parameter_counts(name):
 @pytest.mark.parametrize("name", ALL)
 def test_every_stage_and_form_instantiates(name, stage, form):
   arg = ",".join(filter(None, [stage and f"stage={stage}", form]))
-  config = experiment(name, arg, device_count=1 if form else 2)
+  devices = 1 if form else SIZES[name][2] if name in SIZES else 2
+  config = experiment(name, arg, device_count=devices)
   assert config.pipeline == ("s1", "s2", "s3") and config.stage == stage
   for name in config.pipeline:
     make_model_config(config, rope_theta=config.stages[name].rope_theta)
@@ -74,8 +75,9 @@ def test_stages_follow_the_report(name):
     assert math.isclose(sum(stage.mixture.values()), 1.0)
   for domain in ("stem", "code", "reasoning", "synthetic"):  # S2 raises these
     assert s2.mixture[domain] > s1.mixture[domain]
-  # One sequence of 32,768, or eight of 4,096, for each chip in a micro-batch.
-  assert s3.batch_size // s3.micro_batches == SIZES[name][2]
+  # In a micro-batch every chip has the same tokens: whole sequences of 4,096, or a part of one of 32,768.
+  assert s3.batch_size // s3.micro_batches * s3.mesh.context == SIZES[name][2]
+  assert s1.micro_batches == s3.micro_batches and s3.mesh.context > 1
 
 
 @pytest.mark.parametrize("name", SIZES)
