@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kernels.collectives import all_gather
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.parts import normal_parameter
-from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh
+from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh, entry_axes
 
 _AXES = ("vocab", "embed")
 
@@ -29,7 +30,7 @@ class Embedding(nnx.Module):
     def local(table, tokens):
       """Every shard looks up its columns for the tokens of all: what moves is activations, never the table."""
       if spec[1]:
-        tokens = jax.lax.all_gather(tokens, spec[1])  # [shards, b, t]
+        tokens = all_gather(tokens, entry_axes(spec[1]), 0).reshape(-1, *tokens.shape)  # [shards, b, t]
       if spec[0] and mesh.shape["tensor"] > 1:
         row = tokens - jax.lax.axis_index("tensor") * table.shape[0]
         here = (row >= 0) & (row < table.shape[0])

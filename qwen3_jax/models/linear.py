@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from kernels.collectives import all_gather, reduce_scatter
+from kernels.ordering import after
 from qwen3_jax.models.remat import GATHERED
 from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
@@ -41,28 +42,37 @@ def _forward(x, matrix, names):
 
 def _backward(names, residuals, gradient):
   x, matrix = residuals
-  B, T = x.shape[:2]
-  inputs = x.ndim - 2
-  flat = matrix.reshape(math.prod(matrix.shape[:inputs]), -1)
-  x_gradient = jax.lax.dot_general(gradient.reshape(B, T, -1), flat, (((2,), (1,)), ((), ()))).reshape(x.shape)
-  mesh = batch_mesh(B, T)
+  mesh = batch_mesh(*x.shape[:2])
   if mesh is None:
-    return x_gradient, _matrix_gradient(x, gradient)
+    return _input_gradient(x, matrix, gradient), _matrix_gradient(x, gradient)
+  inputs = x.ndim - 2
   spec = array_spec(names, matrix.shape, mesh)
   kept = _without_tokens(spec)
 
-  def local(x, gradient):
+  def local(x, matrix, gradient):
     total = _matrix_gradient(x, gradient)
+    # In this order x is free before its gradient takes as much memory.
+    x_gradient = _input_gradient(x, matrix, after(gradient, total))
+    if "tensor" in kept[inputs:]:
+      x_gradient = jax.lax.psum(x_gradient, "tensor")
     for dimension, axes in enumerate(_token_axes(spec, mesh)):
       total = reduce_scatter(total, axes, dimension)
     split = {axis for entry in spec for axis in entry_axes(entry)}
-    return jax.lax.psum(total, tuple(axis for axis in TOKEN_AXES if axis not in split))
+    return x_gradient, jax.lax.psum(total, tuple(axis for axis in TOKEN_AXES if axis not in split))
 
-  specs = (P(*TOKENS, *kept[:inputs]), P(*TOKENS, *kept[inputs:]))
-  return x_gradient, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(x, gradient)
+  into, out_of = P(*TOKENS, *kept[:inputs]), P(*TOKENS, *kept[inputs:])
+  mapped = jax.shard_map(local, mesh=mesh, in_specs=(into, kept, out_of), out_specs=(into, spec), check_vma=False)
+  return mapped(x, matrix, gradient)
 
 
 linear.defvjp(_forward, _backward)
+
+
+def _input_gradient(x: jax.Array, matrix: jax.Array, gradient: jax.Array) -> jax.Array:
+  """matrix [*I, *O], gradient [B, T, *O] -> [B, T, *I] as x"""
+  flat = matrix.reshape(math.prod(x.shape[2:]), -1)
+  product = jax.lax.dot_general(gradient.reshape(*x.shape[:2], -1), flat, (((2,), (1,)), ((), ())))
+  return product.reshape(x.shape)
 
 
 def _matrix_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
