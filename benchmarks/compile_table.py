@@ -34,6 +34,7 @@ class Row:
   devices: int = 0
   bar: float = 0.0  # GiB
   peer: float = 0.0  # GiB
+  stage: str = ""  # all stages unless named
 
 
 # S1 (sequence 4,096) with 4 sequences per device in one micro-batch, full remat, float32 AdamW, nothing on the host
@@ -64,6 +65,8 @@ STAGES = (
   Row("32B", "dense_32b", "v5p:8x8x8"),
   Row("30B-A3B", "moe_30b_a3b", "v5p:4x8x8"),
   Row("235B-A22B", "moe_235b", "v5p:4x8x8"),
+  Row("235B-A22B tpu7x", "moe_235b", "tpu7x:4x4x8", stage="s1"),
+  Row("235B-A22B v6e", "moe_235b", "v6e:16x16", ("model.remat=full", "mesh.expert=16"), stage="s1"),
 )
 
 
@@ -104,7 +107,7 @@ def figure(name: str, unit: str, ours: float | None, bar: float, peer: float | N
 
 def stage_rows(row: Row) -> list[dict[str, Any]]:
   """One row a stage; `ours` is the predicted MFU, and there is no bar but that it fits."""
-  report = compile_row(row, "", row.overrides)
+  report = compile_row(row, row.stage, row.overrides)
   if "error" in report:
     print(f"{row.name}: {report['error']}", file=sys.stderr)
     return [{**figure(f"{row.name} on {row.topology}", "MFU", None, 0.0), "bar": None, "fits": False}]
