@@ -67,7 +67,7 @@ class _Replay:
     writer: dict[Value, str] = {}
     for moment, instruction in enumerate(order):
       for name in instruction.operands:
-        for leaf in range(len(computation.instructions[name].shape)):
+        for leaf in _read_leaves(instruction, computation.instructions[name]):
           last_use[origins.of(name, leaf)] = moment
       for leaf in range(len(instruction.shape)):
         value = origins.of(instruction.name, leaf)
@@ -100,6 +100,13 @@ class _Replay:
       for kind, names in instruction.called().items():
         if kind != "condition":
           yield from (self.peak(self._module.computations[name]) for name in names)
+
+
+def _read_leaves(instruction: Instruction, operand: Instruction) -> Iterable[int]:
+  """The leaves of an operand that an instruction reads."""
+  if instruction.opcode == "get-tuple-element" and len(instruction.shape) == 1 < len(operand.shape):
+    return (int(instruction.attribute("index") or 0),)
+  return range(len(operand.shape))
 
 
 class _Origins:

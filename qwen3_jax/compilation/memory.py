@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from qwen3_jax.compilation.buffer_lifetimes import Buffer, Peak, aliased_outputs, simulated_peak
+from qwen3_jax.compilation.buffer_lifetimes import Buffer, Peak
 from qwen3_jax.compilation.hlo import Module
 from qwen3_jax.compilation.trip_counts import TripCounts
 
@@ -26,7 +26,7 @@ class MemoryStatistics:
   output: int
   alias: int  # outputs that take the buffers of donated arguments
   temp: int  # all that the program sets aside, on-chip memory included
-  peak: int  # HBM in use at the fullest moment, arguments included
+  peak: int  # memory in use at the fullest moment, arguments included; HBM, or with `host` bytes see `device_peak`
   generated_code: int
   host: int  # arguments, outputs and temporaries kept in the host's memory
 
@@ -63,28 +63,33 @@ def _shards(tree: Any) -> list[tuple[Any, tuple[int, ...]]]:
   return [(leaf, leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)]
 
 
+def device_peak(statistics: MemoryStatistics, replay: Peak) -> int:
+  """HBM in use at the fullest moment. The compiler's peak, unless something is kept in the host's memory: it counts
+  that, too, so the replayed schedule (buffer_lifetimes) then says what the device holds. It errs upwards."""
+  return min(statistics.peak, statistics.argument + replay.bytes) if statistics.host else statistics.peak
+
+
 def memory_categories(
   module: Module,
-  hlo_text: str,
-  statistics: MemoryStatistics,
+  replay: Peak,
+  peak: int,
   arguments: Mapping[str, Any],
   parameter_shapes: frozenset[tuple[int, ...]],
-) -> tuple[dict[str, int], list[Buffer]]:
-  """Bytes by category, which add up to `statistics.peak`, and the buffers of the peak, largest first.
+) -> dict[str, int]:
+  """Bytes by category, which add up to `peak`.
 
   `arguments`: category -> tree of what the program is given. Those are exact. Gradients and saved activations are the
-  buffers of the replayed schedule (buffer_lifetimes) that look like them; temporaries are its other buffers, or what
-  is left of the peak if that is less. `other` is what the replay does not explain: padding, code, fragmentation.
+  buffers of the replayed schedule that look like them; temporaries are its other buffers, or what is left of the peak
+  if that is less. `other` is what the replay does not explain: padding, code, fragmentation.
   """
-  peak = simulated_peak(module, aliased_outputs(hlo_text))
   categories = {name: device_bytes(tree) for name, tree in arguments.items()}
-  of_replay = _classify(peak, module, parameter_shapes)
-  left = max(statistics.peak - sum(categories.values()), 0)
+  of_replay = _classify(replay, module, parameter_shapes)
+  left = max(peak - sum(categories.values()), 0)
   for name in (GRADIENTS, SAVED, TEMPORARIES):
     categories[name] = min(of_replay[name], left)
     left -= categories[name]
-  categories[OTHER] = statistics.peak - sum(categories.values())
-  return categories, sorted(peak.buffers, key=lambda buffer: -buffer.array.padded_bytes)
+  categories[OTHER] = peak - sum(categories.values())
+  return categories
 
 
 def _classify(peak: Peak, module: Module, parameter_shapes: frozenset[tuple[int, ...]]) -> dict[str, int]:
