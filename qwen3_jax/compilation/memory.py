@@ -10,8 +10,6 @@ from typing import Any
 import jax
 
 from qwen3_jax.compilation.buffer_lifetimes import Buffer, Peak
-from qwen3_jax.compilation.hlo import Module
-from qwen3_jax.compilation.trip_counts import TripCounts
 
 GRADIENTS, SAVED, TEMPORARIES, OTHER = "gradients", "saved_activations", "temporaries", "other"
 _BACKWARD, _FORWARD = "transpose(", "jvp("  # what jax.grad writes into the scopes of its two passes
@@ -70,11 +68,11 @@ def device_peak(statistics: MemoryStatistics, replay: Peak) -> int:
 
 
 def memory_categories(
-  module: Module,
   replay: Peak,
   peak: int,
   arguments: Mapping[str, Any],
   parameter_shapes: frozenset[tuple[int, ...]],
+  num_layers: int,
 ) -> dict[str, int]:
   """Bytes by category, which add up to `peak`.
 
@@ -83,7 +81,9 @@ def memory_categories(
   if that is less. `other` is what the replay does not explain: padding, code, fragmentation.
   """
   categories = {name: device_bytes(tree) for name, tree in arguments.items()}
-  of_replay = _classify(replay, module, parameter_shapes)
+  of_replay = dict.fromkeys((GRADIENTS, SAVED, TEMPORARIES), 0)
+  for buffer in replay.buffers:
+    of_replay[_category(buffer, parameter_shapes, num_layers)] += buffer.array.padded_bytes
   left = max(peak - sum(categories.values()), 0)
   for name in (GRADIENTS, SAVED, TEMPORARIES):
     categories[name] = min(of_replay[name], left)
@@ -92,21 +92,7 @@ def memory_categories(
   return categories
 
 
-def _classify(peak: Peak, module: Module, parameter_shapes: frozenset[tuple[int, ...]]) -> dict[str, int]:
-  trips = TripCounts(module)
-  loops = {
-    trips.of(computation, instruction)
-    for computation in module.computations.values()
-    for instruction in computation
-    if instruction.opcode == "while"
-  }
-  sums = dict.fromkeys((GRADIENTS, SAVED, TEMPORARIES), 0)
-  for buffer in peak.buffers:
-    sums[_category(buffer, parameter_shapes, loops)] += buffer.array.padded_bytes
-  return sums
-
-
-def _category(buffer: Buffer, parameter_shapes: frozenset[tuple[int, ...]], loops: set[int | None]) -> str:
+def _category(buffer: Buffer, parameter_shapes: frozenset[tuple[int, ...]], num_layers: int) -> str:
   array = buffer.array
   scopes = f"{buffer.source.op_name} {buffer.written_by}"
   if array.dims in parameter_shapes and array.dtype in _FLOATS:
@@ -114,7 +100,5 @@ def _category(buffer: Buffer, parameter_shapes: frozenset[tuple[int, ...]], loop
     forward = _FORWARD in scopes and _BACKWARD not in scopes
     is_copy = buffer.source.opcode in ("copy", "copy-start")
     return TEMPORARIES if forward or is_copy else GRADIENTS
-  stacked = len(array.dims) > 1 and array.dims[0] > 1 and array.dims[0] in loops
-  return (
-    SAVED if stacked and _FORWARD in buffer.source.op_name and _BACKWARD not in buffer.source.op_name else TEMPORARIES
-  )
+  stacked = len(array.dims) > 1 and array.dims[0] == num_layers  # one slice for each layer
+  return SAVED if stacked and _BACKWARD not in buffer.source.op_name else TEMPORARIES

@@ -94,7 +94,7 @@ def _measured(
       "limit": topology.chip.hbm_limit,
       "host": memory.host,
     },
-    "hbm_categories": memory_categories(module, replay, peak, arguments, parameter_shapes),
+    "hbm_categories": memory_categories(replay, peak, arguments, parameter_shapes, program.model.num_layers),
     "largest_buffers": [
       {
         "bytes": buffer.array.padded_bytes,

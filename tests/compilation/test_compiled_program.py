@@ -123,12 +123,11 @@ def test_memory_categories(trained, mesh):
   compiled, arguments = trained
   text = compiled.as_text()
   statistics = memory_statistics(compiled)
-  module = parse_module(text)
-  replay = simulated_peak(module, aliased_outputs(text))
+  replay = simulated_peak(parse_module(text), aliased_outputs(text))
   assert device_peak(statistics, replay) == statistics.peak
   assert statistics.argument + replay.bytes == pytest.approx(statistics.peak, rel=0.1)
   shapes = shard_shapes(arguments["parameters"])
-  categories = memory_categories(module, replay, statistics.peak, arguments, shapes)
+  categories = memory_categories(replay, statistics.peak, arguments, shapes, L)
   weights = 2 * L * (D * F // 4) * STACK
   rows = (B // 2) * D * STACK
   assert sum(categories.values()) == statistics.peak
