@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 import traceback
+import warnings
 from logging import LogRecord, getLogger
 
 from absl import logging
@@ -16,6 +17,8 @@ def silence() -> None:
   """Once per process; errors themselves are raised as before."""
   logging.get_absl_logger().addFilter(_is_not_orbax)
   getLogger("asyncio").addFilter(_is_not_orbax)  # tells of errors in tasks that nobody waited for once another failed
+  # Writes that had not begun when another one failed are never awaited.
+  warnings.filterwarnings("ignore", r"coroutine '(async_)?\w*serialize\w*\.", RuntimeWarning)
   previous = sys.unraisablehook
 
   def hook(unraisable):
