@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from kernels.flash_attention import blockwise, xla
+from kernels.flash_attention import blockwise, cudnn, xla
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -23,6 +23,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: j
     raise ValueError(f"attention: query {query.shape}, key {key.shape} and value {value.shape} do not fit")
   if segment_ids.shape != (B, T):
     raise ValueError(f"attention: segment_ids {segment_ids.shape}, expected {(B, T)}")
-  return jax.lax.platform_dependent(
-    query, key, value, segment_ids, cpu=xla.attention, default=blockwise.causal_attention
-  )
+  implementations = {"cpu": xla.attention, "default": blockwise.causal_attention}
+  if cudnn.supported(query):
+    implementations["cuda"] = cudnn.attention
+  return jax.lax.platform_dependent(query, key, value, segment_ids, **implementations)
