@@ -67,7 +67,7 @@ def errors() -> list[dict[str, Any]]:
       worst = worst_error(ours, oracle, arguments, len(floats))
       rows.append({"name": f"{name}, {dtype}", "unit": "error", "ours": worst, "bar": most, "holds": worst <= most})
 
-  normal = lambda *shape: rng.normal(size=shape)
+  normal: Callable[..., np.ndarray] = lambda *shape: rng.normal(size=shape)
   B, T, N, K, H = 2, 384, 8, 2, 128
   segments = np.sort(rng.integers(0, 5, (B, T)), axis=1).astype(np.int32)
   bars = {"float32": 2e-3, "bfloat16": 3e-2}  # GPUs multiply float32 as TensorFloat-32

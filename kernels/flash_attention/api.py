@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 
 from kernels.flash_attention import blockwise, cudnn, xla
@@ -23,7 +25,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: j
     raise ValueError(f"attention: query {query.shape}, key {key.shape} and value {value.shape} do not fit")
   if segment_ids.shape != (B, T):
     raise ValueError(f"attention: segment_ids {segment_ids.shape}, expected {(B, T)}")
-  implementations = {"cpu": xla.attention, "default": blockwise.causal_attention}
+  implementations: dict[str, Callable[..., jax.Array]] = {"cpu": xla.attention, "default": blockwise.causal_attention}
   if cudnn.supported(query):
     implementations["cuda"] = cudnn.attention
   return jax.lax.platform_dependent(query, key, value, segment_ids, **implementations)
