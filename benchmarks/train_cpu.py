@@ -41,6 +41,7 @@ import jax
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
+from random_batch import random_batch
 
 from qwen3_jax.allocator import keep_freed_memory
 from qwen3_jax.batch import Batch
@@ -98,18 +99,6 @@ SHAPES = {
   "1.5M": shape("1.5M", V=512, L=5, D=160, F=448, N=5, K=1, H=32, B=32, T=128),
   "12M": shape("12M", V=32_768, L=4, D=256, F=768, N=8, K=4, H=64, B=8, T=512),
 }
-
-
-def make_batch(shape: Shape) -> Batch:
-  B, T = shape.batch_size, shape.sequence_length
-  tokens = np.random.default_rng(0).integers(0, shape.model.vocab_size, (B, T + 1), dtype=np.int32)
-  return Batch(
-    tokens=np.ascontiguousarray(tokens[:, :-1]),
-    targets=np.ascontiguousarray(tokens[:, 1:]),
-    loss_weights=np.ones((B, T), np.float32),
-    positions=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
-    segment_ids=np.ones((B, T), np.int32),
-  )
 
 
 def our_step(shape: Shape, batch: Batch, dtype: str = "float32") -> Callable[[], float]:
@@ -211,7 +200,7 @@ def seconds(run: Callable[[], float]) -> float:
 
 def measure(shape: Shape, repeats: int, threads: int, maxtext_python: Path | None) -> dict[str, Any]:
   """Median seconds of each contender by name, and how often XLA compiled after the first step."""
-  batch = make_batch(shape)
+  batch = random_batch(shape.batch_size, shape.sequence_length, shape.model.vocab_size)
   runs = {"peak": peak_matmul(), "ours": our_step(shape, batch), "torch": torch_step(shape, batch, threads)}
   if maxtext_python is not None or shape.model.name == "12M":  # beside MaxText, measured or recorded
     runs["ours in bfloat16"] = our_step(shape, batch, "bfloat16")

@@ -127,6 +127,7 @@ def stage_model(config: ConfigDict, stage: str) -> ModelConfig:
   return make_model_config(config, rope_theta=settings.rope_theta, remat=settings.remat or config.model.remat)
 
 
+BALANCE_COUNTS = ("exact", "running")  # values of a stage's `balance_counts`
 STAGE_KINDS = {"pretrain": pretrain_stage}  # value of a stage's `kind` -> the function that documents its keys
 
 

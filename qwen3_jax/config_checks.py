@@ -10,11 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import STAGE_KINDS, base_config, corpus, make_model_config, stage_mesh
+from qwen3_jax.config import BALANCE_COUNTS, STAGE_KINDS, base_config, corpus, make_model_config, stage_mesh
 from qwen3_jax.models.config import REMAT_POLICIES
 from qwen3_jax.optimizer import SCHEDULES
 from qwen3_jax.sharding import BATCH_AXES, MESH_AXES
-from qwen3_jax.train_step import BALANCE_COUNTS
 
 SOURCE_KINDS = ("text", "jsonl", "parquet", "arrayrecord", "tfds", "hf", "python", "debian-docs", "prepared")
 _SOURCES_WITHOUT_LOCATION = ("python", "debian-docs")

@@ -18,7 +18,7 @@ def silence() -> None:
   logging.get_absl_logger().addFilter(_is_not_orbax)
   getLogger("asyncio").addFilter(_is_not_orbax)  # tells of errors in tasks that nobody waited for once another failed
   # Writes that had not begun when another one failed are never awaited.
-  warnings.filterwarnings("ignore", r"coroutine '(async_)?\w*serialize\w*\.", RuntimeWarning)
+  warnings.filterwarnings("ignore", r"coroutine '\w*serialize\w*\.", RuntimeWarning)
   previous = sys.unraisablehook
 
   def hook(unraisable):

@@ -18,8 +18,6 @@ from qwen3_jax.train_state import TrainState
 
 Metrics = dict[str, jax.Array]
 
-BALANCE_COUNTS = ("exact", "running")
-
 
 def make_train_step(
   config: ModelConfig,
@@ -49,19 +47,19 @@ def make_train_step(
   """
 
   def differentiated(
-    params: Parameters, batch: Batch, rng: jax.Array, total: LossOutput | None = None, earlier: LossOutput | None = None
+    params: Parameters,
+    batch: Batch,
+    rng: jax.Array,
+    total: LossOutput | None = None,
+    earlier_slots: jax.Array | float = 0.0,
   ):
-    """Loss times its weight, so that micro-batches add up. `total` is of all of them, `earlier` of those before."""
+    """Loss times its weight, so that micro-batches add up. `total` is of all, `earlier_slots` of those before."""
     output = objective(from_parameters(config, params), batch, rng)
     loss = output.loss_sum
     if output.router is not None:
       total = jax.lax.stop_gradient(output if total is None else total)
       assert total.router is not None
-      slots = total.router.slots
-      if earlier is not None:
-        assert earlier.router is not None
-        slots += earlier.router.slots
-      balance = balance_loss(output.router, slots, total.router.tokens)
+      balance = balance_loss(output.router, total.router.slots + earlier_slots, total.router.tokens)
       loss += total.weight * config.router_aux_loss_coef * balance
     return loss, output
 
@@ -81,8 +79,8 @@ def make_train_step(
       total, _ = jax.lax.scan(forward, nothing, inputs)
 
     def micro_step(sums, xs):
-      earlier = sums[1] if config.is_moe and total is None else None
-      return _add(sums, gradient(params, *xs, total, earlier)), None
+      earlier_slots = sums[1].router.slots if config.is_moe and total is None else 0.0
+      return _add(sums, gradient(params, *xs, total, earlier_slots)), None
 
     sums, _ = jax.lax.scan(micro_step, (_zeros_like(params), nothing), inputs)
     return sums

@@ -105,7 +105,7 @@ class _Replay:
 def _read_leaves(instruction: Instruction, operand: Instruction) -> Iterable[int]:
   """The leaves of an operand that an instruction reads."""
   if instruction.opcode == "get-tuple-element" and len(instruction.shape) == 1 < len(operand.shape):
-    return (int(instruction.attribute("index") or 0),)
+    return (instruction.tuple_index,)
   return range(len(operand.shape))
 
 
@@ -135,7 +135,7 @@ class _Origins:
         leaf -= leaves
     if opcode == "get-tuple-element":
       source = self._computation.instructions[operands[0]]
-      index = int(instruction.attribute("index") or 0)
+      index = instruction.tuple_index
       return (source.name, index) if len(instruction.shape) == 1 and index < len(source.shape) else None
     if opcode in _SAME_BUFFER or opcode == "while":
       return operands[0], leaf

@@ -70,6 +70,11 @@ class Instruction:
     found = re.search(rf"\b{name}=((?:\{{.*?\}}(?=,|$|\s)|[^,\s]+))", self.attributes)
     return found[1] if found else None
 
+  @property
+  def tuple_index(self) -> int:
+    """Which leaf a get-tuple-element reads."""
+    return int(self.attribute("index") or 0)
+
   def called(self) -> dict[str, list[str]]:
     """Names of called computations by the attribute that names them."""
     calls: dict[str, list[str]] = {}

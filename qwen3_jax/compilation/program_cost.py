@@ -25,7 +25,7 @@ class Cost:
   collectives: list[Collective] = dataclasses.field(default_factory=list)
   uncounted_kernels: set[str] = dataclasses.field(default_factory=set)  # custom calls that state no cost
   data_dependent_loops: set[str] = dataclasses.field(default_factory=set)  # counted as one iteration
-  unbalanced_loops: int = 0  # rounds that only an unbalanced router needs, not counted
+  unbalanced_rounds: bool = False  # whether there are rounds that only an unbalanced router needs; not counted
 
   def add(self, other: Cost, times: int | None = None) -> None:
     """Adds what `other` costs, `times` times over if it is the body of a loop."""
@@ -37,7 +37,7 @@ class Cost:
     self.collectives += [dataclasses.replace(item, loops=around + item.loops) for item in other.collectives]
     self.uncounted_kernels |= other.uncounted_kernels
     self.data_dependent_loops |= other.data_dependent_loops
-    self.unbalanced_loops += other.unbalanced_loops
+    self.unbalanced_rounds |= other.unbalanced_rounds
 
 
 def program_cost(module: Module, mesh_shape: Mapping[str, int], num_slices: int = 1) -> Cost:
@@ -71,7 +71,7 @@ class _Walk:
     if instruction.opcode == "while":
       trips = self._trips.of(computation, instruction)
       if trips is None and UNBALANCED in instruction.op_name:
-        total.unbalanced_loops += 1
+        total.unbalanced_rounds = True
         return
       if trips is None:
         total.data_dependent_loops.add(instruction.op_name or instruction.name)

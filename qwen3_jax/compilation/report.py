@@ -19,7 +19,14 @@ from qwen3_jax.compilation.compiler import (
 )
 from qwen3_jax.compilation.hlo import parse_module
 from qwen3_jax.compilation.ideal_network import ideal_collectives
-from qwen3_jax.compilation.memory import OTHER, device_bytes, device_peak, memory_categories, shard_shapes
+from qwen3_jax.compilation.memory import (
+  OTHER,
+  MemoryStatistics,
+  device_bytes,
+  device_peak,
+  memory_categories,
+  shard_shapes,
+)
 from qwen3_jax.compilation.program_cost import Cost, program_cost
 from qwen3_jax.compilation.roofline import Roofline, roofline
 from qwen3_jax.compilation.topologies import Topology
@@ -116,8 +123,7 @@ def _measured(
     "predicted_step_s": {"overlapped": bounds.overlapped, "serial": bounds.serial},
     "predicted_mfu": _mfu(program, bounds.overlapped, topology),
     "predicted_mfu_serial": _mfu(program, bounds.serial, topology),
-    "notes": _notes(cost)
-    + (["what waits in the host's memory hides the compiler's peak: it is replayed"] if memory.host else []),
+    "notes": _notes(cost, memory),
   }
 
 
@@ -143,11 +149,15 @@ def _sent(collectives: list[Collective], num_layers: int) -> Report:
   return {"step": total(collectives), "layer": total(of_layers) / num_layers}
 
 
-def _notes(cost: Cost) -> list[str]:
+def _notes(cost: Cost, memory: MemoryStatistics) -> list[str]:
   loops = [f"a loop whose length depends on data is counted once: {name}" for name in cost.data_dependent_loops]
   kernels = [f"a kernel that states no cost is counted as no arithmetic: {name}" for name in cost.uncounted_kernels]
-  rounds = ["further rounds of tokens to experts, which only an unbalanced router needs, are not counted"]
-  return (rounds if cost.unbalanced_loops else []) + sorted(loops) + sorted(kernels)
+  notes = sorted(loops) + sorted(kernels)
+  if cost.unbalanced_rounds:
+    notes.append("further rounds of tokens to experts, which only an unbalanced router needs, are not counted")
+  if memory.host:
+    notes.append("what waits in the host's memory hides the compiler's peak: it is replayed")
+  return notes
 
 
 def summarize(collectives: list[Collective], network: Network, num_layers: int) -> list[Report]:

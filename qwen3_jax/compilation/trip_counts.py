@@ -84,7 +84,7 @@ class TripCounts:
     if instruction.opcode == "get-tuple-element":
       source = scope.operand(instruction, 0)
       if source.opcode == "parameter" and not arguments:
-        return Affine(_index(instruction), 0)
+        return Affine(instruction.tuple_index, 0)
       return None
     if instruction.opcode in ("add", "subtract"):
       left, right = (self._affine(scope, operand, arguments) for operand in instruction.operands)
@@ -113,7 +113,7 @@ class TripCounts:
     if instruction.opcode != "get-tuple-element":
       value = self._affine(scope, name, {})
       return value.offset if value is not None and value.element is None else None
-    source, element = scope.operand(instruction, 0), _index(instruction)
+    source, element = scope.operand(instruction, 0), instruction.tuple_index
     if source.opcode == "while":
       return self._unchanged(scope, source, element)
     if source.opcode == "parameter" and scope.name in self._loops:
@@ -125,7 +125,3 @@ class TripCounts:
     body = self._module.computations[loop.called()["body"][0]]
     after = self._affine(body, body.root.operands[element], {}) if body.root.opcode == "tuple" else None
     return self._element(scope, loop, element) if after == Affine(element, 0) else None
-
-
-def _index(instruction: Instruction) -> int:
-  return int(instruction.attribute("index") or 0)

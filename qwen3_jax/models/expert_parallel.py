@@ -24,7 +24,7 @@ from kernels.collectives import all_gather
 from kernels.expert_dispatch.api import exchange
 from kernels.grouped_matmul.api import grouped_matmul
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.remat import keeps_feed_forward
+from qwen3_jax.models.remat import GATHERED, keeps_feed_forward
 from qwen3_jax.sharding import MESH_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
 AXIS = "expert"
@@ -49,8 +49,8 @@ def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down
   )
 
   def local(x, weights, experts, gate, up, down):
-    gate, up = (all_gather(matrix, entry_axes(into[1]), 1) for matrix in (gate, up))
-    down = all_gather(down, entry_axes(out_of[2]), 2)
+    whole = lambda matrix, entry, dimension: checkpoint_name(all_gather(matrix, entry_axes(entry), dimension), GATHERED)
+    gate, up, down = whole(gate, into[1], 1), whole(up, into[1], 1), whole(down, out_of[2], 2)
     b, t, D = x.shape
     flat = lambda a: a.reshape(b * t, a.shape[-1])
     y = _feed_forward(plan, flat(x), flat(weights), flat(experts), gate, up, down).reshape(b, t, D)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -18,7 +17,7 @@ from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: jax.Array, matrix: jax.Array, names: tuple[str, ...]) -> jax.Array:
-  """x [B, T, *I] times matrix [*I, *O] -> [B, T, *O]; `names` are the logical names of the matrix's axes.
+  """x [B, T, I] times matrix [I, *O] -> [B, T, *O]; `names` are the logical names of the matrix's axes.
 
   With its own derivative. On a mesh the matrix is gathered from the shards of tokens once for the forward and once for
   the backward pass, and its gradient is summed as it is scattered to them; left to itself XLA reduces the whole. On a
@@ -29,38 +28,34 @@ def linear(x: jax.Array, matrix: jax.Array, names: tuple[str, ...]) -> jax.Array
 
 
 def _forward(x, matrix, names):
-  inputs = x.ndim - 2
   mesh = batch_mesh(*x.shape[:2])
   if mesh is not None:
     matrix = checkpoint_name(_gathered(matrix, array_spec(names, matrix.shape, mesh), mesh), GATHERED)
-  shape = matrix.shape
   # Products are of matrices with two axes: the TPU compiler would choose another layout for more, and copy.
-  flat = matrix.reshape(math.prod(shape[:inputs]), -1)
-  y = jax.lax.dot_general(x.reshape(*x.shape[:2], -1), flat, (((2,), (0,)), ((), ())))
-  return y.reshape(*x.shape[:2], *shape[inputs:]), (x, matrix)
+  y = jax.lax.dot_general(x, matrix.reshape(matrix.shape[0], -1), (((2,), (0,)), ((), ())))
+  return y.reshape(*x.shape[:2], *matrix.shape[1:]), (x, matrix)
 
 
 def _backward(names, residuals, gradient):
   x, matrix = residuals
   mesh = batch_mesh(*x.shape[:2])
   if mesh is None:
-    return _input_gradient(x, matrix, gradient), _matrix_gradient(x, gradient)
-  inputs = x.ndim - 2
+    return _input_gradient(matrix, gradient), _matrix_gradient(x, gradient)
   spec = array_spec(names, matrix.shape, mesh)
   kept = _without_tokens(spec)
 
   def local(x, matrix, gradient):
     total = _matrix_gradient(x, gradient)
     # In this order x is free before its gradient takes as much memory.
-    x_gradient = _input_gradient(x, matrix, after(gradient, total))
-    if "tensor" in kept[inputs:]:
+    x_gradient = _input_gradient(matrix, after(gradient, total))
+    if "tensor" in kept[1:]:
       x_gradient = jax.lax.psum(x_gradient, "tensor")
     for dimension, axes in enumerate(_token_axes(spec, mesh)):
       total = reduce_scatter(total, axes, dimension)
     split = {axis for entry in spec for axis in entry_axes(entry)}
     return x_gradient, jax.lax.psum(total, tuple(axis for axis in TOKEN_AXES if axis not in split))
 
-  into, out_of = P(*TOKENS, *kept[:inputs]), P(*TOKENS, *kept[inputs:])
+  into, out_of = P(*TOKENS, *kept[:1]), P(*TOKENS, *kept[1:])
   mapped = jax.shard_map(local, mesh=mesh, in_specs=(into, kept, out_of), out_specs=(into, spec), check_vma=False)
   return mapped(x, matrix, gradient)
 
@@ -68,18 +63,20 @@ def _backward(names, residuals, gradient):
 linear.defvjp(_forward, _backward)
 
 
-def _input_gradient(x: jax.Array, matrix: jax.Array, gradient: jax.Array) -> jax.Array:
-  """matrix [*I, *O], gradient [B, T, *O] -> [B, T, *I] as x"""
-  flat = matrix.reshape(math.prod(x.shape[2:]), -1)
-  product = jax.lax.dot_general(gradient.reshape(*x.shape[:2], -1), flat, (((2,), (1,)), ((), ())))
-  return product.reshape(x.shape)
+def _input_gradient(matrix: jax.Array, gradient: jax.Array) -> jax.Array:
+  """matrix [I, *O], gradient [B, T, *O] -> [B, T, I]"""
+  return jax.lax.dot_general(_flat(gradient), matrix.reshape(matrix.shape[0], -1), (((2,), (1,)), ((), ())))
 
 
 def _matrix_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """x [B, T, *I], gradient [B, T, *O] -> [*I, *O]"""
-  flat = lambda a: a.reshape(*a.shape[:2], -1)
-  product = jax.lax.dot_general(flat(x), flat(gradient), (((0, 1), (0, 1)), ((), ())))
-  return product.reshape(*x.shape[2:], *gradient.shape[2:])
+  """x [B, T, I], gradient [B, T, *O] -> [I, *O]"""
+  product = jax.lax.dot_general(x, _flat(gradient), (((0, 1), (0, 1)), ((), ())))
+  return product.reshape(-1, *gradient.shape[2:])
+
+
+def _flat(gradient: jax.Array) -> jax.Array:
+  """[B, T, *O] -> [B, T, O]"""
+  return gradient.reshape(*gradient.shape[:2], -1)
 
 
 def _gathered(matrix: jax.Array, spec: P, mesh: AbstractMesh) -> jax.Array:

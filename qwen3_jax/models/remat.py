@@ -31,20 +31,19 @@ def rematerialized(layer: Any, config: ModelConfig) -> Any:
 
   Offloaded, a layer's input waits in the host's memory: 2 * B * T * D bytes per layer leave the device.
   """
+  if config.remat == "none" and current_mesh() is None:
+    return layer
   policies = jax.checkpoint_policies
+  kept = _KEPT.get(config.remat, ())
   if config.remat == "none":
-    if current_mesh() is None:
-      return layer
-    return jax.checkpoint(
-      layer, policy=policies.save_anything_except_these_names(GATHERED), prevent_cse=config.unroll_layers
-    )
-  kept = _KEPT[config.remat]
-  policy = policies.save_only_these_names(*kept)
-  if config.offload_layer_inputs:
+    policy = policies.save_anything_except_these_names(GATHERED)
+  elif config.offload_layer_inputs:
     policy = policies.save_and_offload_only_these_names(
       names_which_can_be_saved=list(kept),
       names_which_can_be_offloaded=[LAYER_INPUT],
       offload_src="device",
       offload_dst="pinned_host",
     )
+  else:
+    policy = policies.save_only_these_names(*kept)
   return jax.checkpoint(layer, policy=policy, prevent_cse=config.unroll_layers)

@@ -104,7 +104,7 @@ class Transformer(nnx.Module):
     x = constrain(self.embed(tokens), "batch", "length", "embed")
     rope = rotation(self.config, positions)
     graph, state = nnx.split(self.layers)
-    names = nnx.to_pure_dict(state, extract_fn=lambda parameter: parameter.get_metadata("axes"))
+    names = _axes(state)
 
     def layer(x: jax.Array, xs: tuple[Parameters, jax.Array]):
       parameters, index = xs
@@ -169,7 +169,10 @@ def abstract_parameters(config: ModelConfig) -> Parameters:
 
 def logical_axes(config: ModelConfig) -> Parameters:
   """The logical name of every axis of every parameter: tuples in the tree of `parameters`."""
-  state = nnx.state(abstract_model(config), nnx.Param)
+  return _axes(nnx.state(abstract_model(config), nnx.Param))
+
+
+def _axes(state: nnx.State) -> Parameters:
   return nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("axes"))
 
 
