@@ -22,6 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from kernels.collectives import all_gather
 from kernels.expert_dispatch.api import exchange
+from kernels.grouped_matmul.api import gated as grouped_gated
 from kernels.grouped_matmul.api import grouped_matmul
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.remat import GATHERED, keeps_feed_forward
@@ -180,14 +181,17 @@ def _forward(plan, x, weights, experts, gate, up, down):
 
     def compute(round: _Round, results):
       rows = round.receive(slots)
-      gated, linear = round.multiply(rows, gate), round.multiply(rows, up)
-      hidden = round.used(jax.nn.silu(gated) * linear)
-      return round.send_back(round.multiply(hidden, down), results), (gated, linear)
+      products = (round.multiply(rows, gate), round.multiply(rows, up)) if plan.keep else None
+      if products is None:
+        hidden = grouped_gated(rows, gate, up, round.group_sizes)
+      else:
+        hidden = jax.nn.silu(products[0]) * products[1]
+      return round.send_back(round.multiply(round.used(hidden), down), results), products
 
     results, products = compute(routes.round(0), jnp.zeros_like(slots))
     results = routes.further_rounds(lambda round, results: compute(round, results)[0], results)[routes.inverse]
     y = jnp.einsum("nkd,nk->nd", results.reshape(*weights.shape, -1), weights)
-    return None, (y, products if plan.keep else None)
+    return None, (y, products)
 
   _, (y, products) = jax.lax.scan(chunk, None, _split(plan, x, weights, experts))
   if products is not None:
