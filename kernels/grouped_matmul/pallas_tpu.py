@@ -105,7 +105,7 @@ def _row_tile(M: int, dtype) -> tuple[int, int]:
   return tile, math.gcd(tile, _STRIP)
 
 
-def _params(*semantics: str) -> pltpu.CompilerParams:
+def _params(*semantics: pltpu.GridDimensionSemantics) -> pltpu.CompilerParams:
   return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=chip.core().vmem_bytes // 2)
 
 
@@ -137,7 +137,7 @@ def _times_matrix(lhs, matrices, group_sizes, contract: int, combine=lambda x: x
       out_specs=pl.BlockSpec((tile, width), lambda n, pair, groups, tiles, offsets: (tiles[pair], n)),
       grid=(F // width, count),
     ),
-    compiler_params=_params("parallel", "arbitrary"),
+    compiler_params=_params(pltpu.PARALLEL, pltpu.ARBITRARY),
     cost_estimate=_cost(len(matrices), M, D, F, lhs.dtype, sum(matrix.nbytes for matrix in matrices)),
     interpret=interpret,
     name="grouped_matmul",
@@ -202,7 +202,7 @@ def _to_matrices(lhs, gradient, group_sizes, dtype, interpret=False) -> jax.Arra
       grid=(D // height, F // width, count),
       scratch_shapes=[pltpu.VMEM((height, width), jnp.float32)],
     ),
-    compiler_params=_params("parallel", "parallel", "arbitrary"),
+    compiler_params=_params(pltpu.PARALLEL, pltpu.PARALLEL, pltpu.ARBITRARY),
     cost_estimate=_cost(1, M, D, F, lhs.dtype, group_sizes.shape[0] * D * F * jnp.dtype(dtype).itemsize),
     interpret=interpret,
     name="grouped_matmul_gradient",
