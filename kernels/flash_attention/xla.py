@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from kernels.flash_attention.heads import by_head, by_position, dot
+from kernels.flash_attention.pairs import Masks
 
 _MIN_BLOCK, _MAX_BLOCK = 32, 512  # queries scored at a time
 _BLOCKS = 4  # that many blocks skip 3/8 of the scores; more skip little and make smaller matmuls
@@ -37,8 +37,10 @@ def _scores(query, key, segment_ids, start: int, stop: int, G: int) -> jax.Array
   return jnp.where(visible[:, None, None], scores, -jnp.inf)  # a token always sees itself
 
 
-def _forward(query, key, value, segment_ids):
+def forward(query, key, value, masks: Masks) -> tuple[jax.Array, jax.Array]:
+  """As `blockwise.forward`, for keys of the queries' own positions: masks other than `query_segments` are not read."""
   B, T, N, H = query.shape
+  segment_ids = masks.query_segments
   K = key.shape[2]
   G = N // K
   heads, keys, values = by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
@@ -52,30 +54,26 @@ def _forward(query, key, value, segment_ids):
     output = dot("bkqs,bksh->bkqh", weights, values[:, :, :stop]).reshape(B, K, G, stop - start, H)
     outputs.append((output / normaliser).astype(query.dtype))
     log_sums.append((peak + jnp.log(normaliser))[..., 0])
-  # Named, so that a remat policy can keep what the backward pass reads.
-  output = checkpoint_name(by_position(jnp.concatenate(outputs, axis=3)), "attention_output")
-  log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), "attention_output")
-  return output, (query, key, value, segment_ids, output, log_sum)
+  return by_position(jnp.concatenate(outputs, axis=3)), jnp.concatenate(log_sums, axis=3).reshape(B, N, T)
 
 
-def _backward(residuals, output_gradient):
-  query, key, value, segment_ids, output, log_sum = residuals
+def backward(query, key, value, masks: Masks, log_sums, deltas, gradient) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """As `blockwise.backward`; masks as in `forward`."""
   B, T, N, H = query.shape
+  segment_ids = masks.query_segments
   K = key.shape[2]
   G = N // K
   heads, keys, values = by_head(query, K), key.swapaxes(1, 2), value.swapaxes(1, 2)
-  gradients = by_head(output_gradient, K)
-  # Row sums of probability times its gradient.
-  delta = jnp.sum(output_gradient.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
-  delta = by_head(delta, K)
+  gradients = by_head(gradient, K)
+  log_sums, deltas = (x.reshape(B, K, G, T) for x in (log_sums, deltas))
   query_gradients = []
   key_gradient = value_gradient = jnp.zeros((), jnp.float32)
   for start, stop in _blocks(T):
     block, block_gradient = _rows(heads, start, stop), _rows(gradients, start, stop)
     scores = _scores(block, keys[:, :, :stop], segment_ids, start, stop, G)
-    probabilities = jnp.exp(scores - log_sum[:, :, :, start:stop, None])
+    probabilities = jnp.exp(scores - log_sums[:, :, :, start:stop, None])
     to_probabilities = dot("bkqh,bksh->bkqs", block_gradient, values[:, :, :stop]).reshape(scores.shape)
-    to_scores = probabilities * (to_probabilities - delta[:, :, :, start:stop, None])
+    to_scores = probabilities * (to_probabilities - deltas[:, :, :, start:stop, None])
     flat = (B, K, G * (stop - start), stop)
     probabilities = probabilities.astype(value.dtype).reshape(flat)
     to_scores = to_scores.astype(query.dtype).reshape(flat)
@@ -88,14 +86,4 @@ def _backward(residuals, output_gradient):
     query_gradient.astype(query.dtype),
     (jnp.moveaxis(key_gradient, 3, 1) * H**-0.5).astype(key.dtype),
     jnp.moveaxis(value_gradient, 3, 1).astype(value.dtype),
-    None,
   )
-
-
-@jax.custom_vjp
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
-  """As `reference.attention`, never holding more than a block's rows of scores."""
-  return _forward(query, key, value, segment_ids)[0]
-
-
-attention.defvjp(_forward, _backward)

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import chip
+from kernels.mosaic import dot, parameters
 
 _TILE = 512  # rows
 _STRIP = 128  # rows
@@ -66,17 +67,11 @@ def _for_each_strip(low, high, tile: int, strip: int, body) -> None:
   jax.lax.fori_loop(first, last, step, None)
 
 
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  dimensions = (((contract[0],), (contract[1],)), ((), ()))
-  return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
 def _times_matrix_kernel(groups, tiles, offsets, lhs, *refs, tile: int, strip: int, contract: int, combine):
   *matrices, out = refs
   low, high = _bounds(_Pairs(groups, tiles, offsets), pl.program_id(1), tile)
   whole = (low <= 0) & (high >= tile)
-  product = lambda rows: combine(*(_dot(rows, matrix[...], (1, contract)) for matrix in matrices))
+  product = lambda rows: combine(*(dot(rows, matrix[...], (1, contract)) for matrix in matrices))
 
   @pl.when(whole)
   def _():
@@ -103,10 +98,6 @@ def _row_tile(M: int, dtype) -> tuple[int, int]:
   least = 32 // jnp.dtype(dtype).itemsize  # rows of a register
   tile = min(_TILE, least * pl.cdiv(M, least))
   return tile, math.gcd(tile, _STRIP)
-
-
-def _params(*semantics: pltpu.GridDimensionSemantics) -> pltpu.CompilerParams:
-  return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=chip.core().vmem_bytes // 2)
 
 
 def _times_matrix(lhs, matrices, group_sizes, contract: int, combine=lambda x: x, interpret=False) -> jax.Array:
@@ -137,7 +128,7 @@ def _times_matrix(lhs, matrices, group_sizes, contract: int, combine=lambda x: x
       out_specs=pl.BlockSpec((tile, width), lambda n, pair, groups, tiles, offsets: (tiles[pair], n)),
       grid=(F // width, count),
     ),
-    compiler_params=_params(pltpu.PARALLEL, pltpu.ARBITRARY),
+    compiler_params=parameters(pltpu.PARALLEL, pltpu.ARBITRARY),
     cost_estimate=_cost(len(matrices), M, D, F, lhs.dtype, sum(matrix.nbytes for matrix in matrices)),
     interpret=interpret,
     name="grouped_matmul",
@@ -164,11 +155,11 @@ def _to_matrices_kernel(groups, tiles, offsets, lhs, gradient, out, total, *, ti
 
   @pl.when(whole)
   def _():
-    total[...] += _dot(lhs[...], gradient[...], (0, 0))
+    total[...] += dot(lhs[...], gradient[...], (0, 0))
 
   def one_strip(rows, inside):  # rows outside may hold anything, NaN too: both factors are cleared
     clear = lambda x: jnp.where(inside, x, jnp.zeros_like(x))
-    total[...] += _dot(clear(lhs[rows, :]), clear(gradient[rows, :]), (0, 0))
+    total[...] += dot(clear(lhs[rows, :]), clear(gradient[rows, :]), (0, 0))
 
   @pl.when(jnp.logical_not(whole))
   def _():
@@ -202,7 +193,7 @@ def _to_matrices(lhs, gradient, group_sizes, dtype, interpret=False) -> jax.Arra
       grid=(D // height, F // width, count),
       scratch_shapes=[pltpu.VMEM((height, width), jnp.float32)],
     ),
-    compiler_params=_params(pltpu.PARALLEL, pltpu.PARALLEL, pltpu.ARBITRARY),
+    compiler_params=parameters(pltpu.PARALLEL, pltpu.PARALLEL, pltpu.ARBITRARY),
     cost_estimate=_cost(1, M, D, F, lhs.dtype, group_sizes.shape[0] * D * F * jnp.dtype(dtype).itemsize),
     interpret=interpret,
     name="grouped_matmul_gradient",

@@ -11,11 +11,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from kernels.flash_attention import api, blockwise
+from kernels.flash_attention import api
 from qwen3_jax.sharding import BATCH_AXES, TOKENS, batch_mesh
 
 
@@ -38,25 +37,11 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.
 def _attend_gathered(C: int, query, key, value, segment_ids):
   """One shard's queries, of chunks i and 2C-1-i, on the keys of the whole sequence."""
   gather = lambda x: _in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), C)
-  B, T, N, _ = query.shape
-  chunk = T // 2
-  block = blockwise.block_size(chunk, B * N)
-  blocks = chunk // block  # of a chunk
+  chunk = query.shape[1] // 2
   shard = jax.lax.axis_index("context")
-  early, late = shard * blocks, (2 * C - 1 - shard) * blocks  # the first key block at each chunk's own place
-
-  # One row a pair. Query block b of the early chunk sees early + b + 1 key blocks, of the late chunk late + b + 1:
-  # together the same number on every shard, so the table has a static length.
-  rows = np.arange(2 * blocks)
-  seen = jnp.where(rows < blocks, early + rows % blocks, late + rows % blocks) + 1
-  ends = jnp.cumsum(seen)
-  pair = jnp.arange(blocks * (2 * C - 1) * blocks + blocks * (blocks + 1))
-  query_block = jnp.searchsorted(ends, pair, side="right").astype(jnp.int32)
-  key_block = (pair - (ends - seen)[query_block]).astype(jnp.int32)
   place = jnp.arange(chunk, dtype=jnp.int32)
-  order = jnp.concatenate([early * block + place, late * block + place])
-  pairs = jnp.stack([query_block, key_block], axis=1)
-  return blockwise.attention(query, gather(key), gather(value), segment_ids, gather(segment_ids), order, pairs, block)
+  order = jnp.concatenate([shard * chunk + place, (2 * C - 1 - shard) * chunk + place])
+  return api.attention_with_log_sums(query, gather(key), gather(value), segment_ids, gather(segment_ids), order)[0]
 
 
 def _in_order(x: jax.Array, C: int) -> jax.Array:
