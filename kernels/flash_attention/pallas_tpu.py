@@ -52,7 +52,7 @@ class _Blocks(NamedTuple):
   panel: int = 8192  # keys whose gradients are summed in VMEM
 
 
-# By the columns of the matrix unit; benchmarks/kernels.py prints the cycles from which they were chosen.
+# By the columns of the matrix unit; benchmarks/kernel_cycles.py prints the cycles from which they were chosen.
 _BLOCKS = {128: _Blocks(), 256: _Blocks(keys=1024)}
 
 
@@ -61,11 +61,12 @@ def supported(query: jax.Array) -> bool:
   return query.shape[3] % _LANES == 0 and query.dtype in (jnp.bfloat16, jnp.float32)
 
 
-def _blocks(T: int, S: int, G: int) -> _Blocks:
-  """For padded lengths."""
-  best = _BLOCKS[chip.core().matmul_size]
-  queries, keys = math.gcd(T, best.queries), math.gcd(S, best.keys)
+def _blocks(T: int, S: int, G: int, matmul_size: int | None = None) -> _Blocks:
+  """For padded lengths; for the chip at hand unless its matrix unit's columns are given."""
+  best = _BLOCKS[matmul_size or chip.core().matmul_size]
   heads = max(heads for heads in range(1, best.heads + 1) if G % heads == 0)
+  queries = math.gcd(T, best.queries * (2 if heads == 1 else 1))  # else too few rows to fill the matrix unit
+  keys = math.gcd(S, best.keys)
   return best._replace(
     queries=queries,
     keys=keys,
