@@ -96,7 +96,7 @@ def _grouped(multiply: Callable, M: int, D: int, F: int, E: int, backward: bool)
   if not backward:
     return Case(multiply, arrays, "gmm|grouped_matmul")
   gradients = lambda lhs, rhs, sizes, do: jax.vjp(lambda *a: multiply(*a, sizes), lhs, rhs)[1](do)
-  return Case(gradients, [*arrays, bf16(M, F)], "t?gmm|grouped_matmul.*")
+  return Case(gradients, [*arrays, bf16(M, F)], ".*(gmm|grouped_matmul)")
 
 
 SMALL, LARGE = (4096, 2048, 2048, 8), (40_960, 4096, 1536, 32)

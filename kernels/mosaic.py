@@ -8,6 +8,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels import chip
 
+LANES = 128
+
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
   """Product of two matrices over the given axis of each, in float32."""
@@ -19,3 +21,22 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 def parameters(*semantics: pltpu.GridDimensionSemantics) -> pltpu.CompilerParams:
   # The compiler counts a kernel's VMEM twice: more than half is refused.
   return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=chip.core().vmem_bytes // 2)
+
+
+def column(x: jax.Array) -> jax.Array:
+  """[1, n] -> [n, lanes], every lane alike."""
+  return jnp.broadcast_to(x, (LANES, x.shape[1])).T
+
+
+def across(column: jax.Array, n: int) -> jax.Array:
+  """[m, lanes], every lane alike -> [m, n]"""
+  return jnp.tile(column, (1, n // LANES))
+
+
+def over_lanes(x: jax.Array, combine) -> jax.Array:
+  """[m, n] -> [m, lanes]: lanes combined with those that lie a multiple of the lanes further, in a tree."""
+  parts = [x[:, start : start + LANES] for start in range(0, x.shape[1], LANES)]
+  while len(parts) > 1:
+    pairs = [combine(*parts[i : i + 2]) for i in range(0, len(parts) - 1, 2)]
+    parts = pairs + parts[2 * len(pairs) :]
+  return parts[0]

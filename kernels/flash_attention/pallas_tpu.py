@@ -36,9 +36,8 @@ from kernels.flash_attention.pairs import (
   query_block_of,
   table,
 )
-from kernels.mosaic import dot, parameters
+from kernels.mosaic import LANES, across, column, dot, over_lanes, parameters
 
-_LANES = 128
 _HIDDEN = -1e30  # finite: a row of a block may see none of its keys yet
 _LOG2_E = math.log2(math.e)
 
@@ -58,7 +57,7 @@ _BLOCKS = {128: _Blocks(), 256: _Blocks(keys=1024)}
 
 def supported(query: jax.Array) -> bool:
   """Whether the kernels take queries [B, T, N, H]."""
-  return query.shape[3] % _LANES == 0 and query.dtype in (jnp.bfloat16, jnp.float32)
+  return query.shape[3] % LANES == 0 and query.dtype in (jnp.bfloat16, jnp.float32)
 
 
 def _blocks(T: int, S: int, G: int, matmul_size: int | None = None) -> _Blocks:
@@ -79,7 +78,7 @@ def _blocks(T: int, S: int, G: int, matmul_size: int | None = None) -> _Blocks:
 
 def _padded(x: jax.Array, axis: int) -> jax.Array:
   widths = [(0, 0)] * x.ndim
-  widths[axis] = (0, -x.shape[axis] % _LANES)
+  widths[axis] = (0, -x.shape[axis] % LANES)
   return jnp.pad(x, widths) if widths[axis][1] else x
 
 
@@ -91,25 +90,6 @@ def _padded_masks(masks: Masks) -> Masks:
 def _by_head(x: jax.Array) -> jax.Array:
   """[B, T, N, H] -> [B, N, padded T, H]"""
   return _padded(x.swapaxes(1, 2), 2)
-
-
-def _column(x: jax.Array) -> jax.Array:
-  """[1, n] -> [n, lanes], every lane alike."""
-  return jnp.broadcast_to(x, (_LANES, x.shape[1])).T
-
-
-def _across(column: jax.Array, n: int) -> jax.Array:
-  """[m, lanes], every lane alike -> [m, n]"""
-  return jnp.tile(column, (1, n // _LANES))
-
-
-def _over_lanes(x: jax.Array, combine) -> jax.Array:
-  """[m, n] -> [m, lanes]: lanes combined with those that lie a multiple of the lanes further, in a tree."""
-  parts = [x[:, start : start + _LANES] for start in range(0, x.shape[1], _LANES)]
-  while len(parts) > 1:
-    pairs = [combine(*parts[i : i + 2]) for i in range(0, len(parts) - 1, 2)]
-    parts = pairs + parts[2 * len(pairs) :]
-  return parts[0]
 
 
 def _in_strips(rows: int, strip: int) -> list[slice]:
@@ -153,11 +133,11 @@ def _forward_kernel(
     if not masked:
       return scores
     key_place = key_block_of(entry) * keys + jax.lax.broadcasted_iota(jnp.int32, (1, keys), 1)
-    same = _across(_column(query_segments[:, place]), keys) == key_segments[...]
-    return jnp.where(same & (_across(_column(order[:, place]), keys) >= key_place), scores, _HIDDEN)
+    same = across(column(query_segments[:, place]), keys) == key_segments[...]
+    return jnp.where(same & (across(column(order[:, place]), keys) >= key_place), scores, _HIDDEN)
 
   def add(rows: slice, weights: jax.Array, rescale: jax.Array) -> None:
-    sums[rows, :] = sums[rows, :] * _across(rescale, H) + dot(weights, value[...], (1, 0))
+    sums[rows, :] = sums[rows, :] * across(rescale, H) + dot(weights, value[...], (1, 0))
 
   def update(masked: bool) -> None:
     ahead = scores_of(strips[0], masked)
@@ -167,11 +147,11 @@ def _forward_kernel(
       if n + 1 < len(strips):
         ahead = scores_of(strips[n + 1], masked)
       old = peak[rows, :]
-      new = jnp.maximum(old, jnp.max(_over_lanes(scores, jnp.maximum), axis=1, keepdims=True))
-      weights = jnp.exp2((scores - _across(new, keys)) * scale)
+      new = jnp.maximum(old, jnp.max(over_lanes(scores, jnp.maximum), axis=1, keepdims=True))
+      weights = jnp.exp2((scores - across(new, keys)) * scale)
       rescale = jnp.exp2((old - new) * scale)
       peak[rows, :] = new
-      total[rows, :] = total[rows, :] * rescale + _over_lanes(weights, jnp.add)
+      total[rows, :] = total[rows, :] * rescale + over_lanes(weights, jnp.add)
       if weighted:
         add(*weighted)
       weighted = rows, weights.astype(value.dtype), rescale
@@ -248,7 +228,7 @@ def forward(query, key, value, masks: Masks, interpret=False) -> tuple[jax.Array
       in_specs=[specs.queries, specs.keys, specs.keys, *specs.masks],
       out_specs=(specs.queries, specs.numbers),
       grid=(B, K, groups, pairs.longest),
-      scratch_shapes=[per_row(_LANES), per_row(_LANES), per_row(H)],
+      scratch_shapes=[per_row(LANES), per_row(LANES), per_row(H)],
     ),
     compiler_params=parameters(pltpu.PARALLEL, pltpu.PARALLEL, pltpu.PARALLEL, pltpu.ARBITRARY),
     cost_estimate=_cost(2, queries, keys),
@@ -301,7 +281,7 @@ def _backward_kernel(
   def visible(place: slice) -> jax.Array:
     """[s, strip]"""
     key_place = key_block_of(entry) * keys + jax.lax.broadcasted_iota(jnp.int32, (keys, 1), 0)
-    same = _across(_column(key_segments[...]), strip) == query_segments[:, place]
+    same = across(column(key_segments[...]), strip) == query_segments[:, place]
     return same & (order[:, place] >= key_place)
 
   def update(masked: bool) -> None:

@@ -40,4 +40,4 @@ class Attention(nnx.Module):
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
     attended = attend(query, key, value, segment_ids)
-    return linear(attended.reshape(*x.shape[:2], -1), self.output[...].astype(self.dtype), _OUTPUT)
+    return linear(attended, self.output[...].astype(self.dtype), _OUTPUT)

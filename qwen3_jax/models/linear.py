@@ -17,7 +17,7 @@ from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: jax.Array, matrix: jax.Array, names: tuple[str, ...]) -> jax.Array:
-  """x [B, T, I] times matrix [I, *O] -> [B, T, *O]; `names` are the logical names of the matrix's axes.
+  """x [B, T, *I] times matrix [I, *O] -> [B, T, *O]; `names` are the logical names of the matrix's axes.
 
   With its own derivative. On a mesh the matrix is gathered from the shards of tokens once for the forward and once for
   the backward pass, and its gradient is summed as it is scattered to them; left to itself XLA reduces the whole. On a
@@ -31,23 +31,21 @@ def _forward(x, matrix, names):
   mesh = batch_mesh(*x.shape[:2])
   if mesh is not None:
     matrix = checkpoint_name(_gathered(matrix, array_spec(names, matrix.shape, mesh), mesh), GATHERED)
-  # Products are of matrices with two axes: the TPU compiler would choose another layout for more, and copy.
-  y = jax.lax.dot_general(x, matrix.reshape(matrix.shape[0], -1), (((2,), (0,)), ((), ())))
-  return y.reshape(*x.shape[:2], *matrix.shape[1:]), (x, matrix)
+  return _product(x, matrix), (x, matrix)
 
 
 def _backward(names, residuals, gradient):
   x, matrix = residuals
   mesh = batch_mesh(*x.shape[:2])
   if mesh is None:
-    return _input_gradient(matrix, gradient), _matrix_gradient(x, gradient)
+    return _input_gradient(matrix, gradient, x.shape[2:]), _matrix_gradient(x, gradient)
   spec = array_spec(names, matrix.shape, mesh)
   kept = _without_tokens(spec)
 
   def local(x, matrix, gradient):
     total = _matrix_gradient(x, gradient)
     # In this order x is free before its gradient takes as much memory.
-    x_gradient = _input_gradient(matrix, after(gradient, total))
+    x_gradient = _input_gradient(matrix, after(gradient, total), x.shape[2:])
     if "tensor" in kept[1:]:
       x_gradient = jax.lax.psum(x_gradient, "tensor")
     for dimension, axes in enumerate(_token_axes(spec, mesh)):
@@ -63,13 +61,24 @@ def _backward(names, residuals, gradient):
 linear.defvjp(_forward, _backward)
 
 
-def _input_gradient(matrix: jax.Array, gradient: jax.Array) -> jax.Array:
-  """matrix [I, *O], gradient [B, T, *O] -> [B, T, I]"""
-  return jax.lax.dot_general(_flat(gradient), matrix.reshape(matrix.shape[0], -1), (((2,), (1,)), ((), ())))
+# The TPU compiler keeps the layout of inputs with several axes, and copies outputs that have them.
+
+
+def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+  """x [B, T, *I] times matrix [I, *O] -> [B, T, *O]"""
+  inputs = range(2, x.ndim), range(x.ndim - 2)
+  y = jax.lax.dot_general(x, matrix.reshape(*x.shape[2:], -1), (inputs, ((), ())))
+  return y.reshape(*x.shape[:2], *matrix.shape[1:])
+
+
+def _input_gradient(matrix: jax.Array, gradient: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
+  """matrix [I, *O], gradient [B, T, *O] -> [B, T, *inputs]"""
+  matrix = matrix.reshape(*inputs, -1)
+  return jax.lax.dot_general(_flat(gradient), matrix, (((2,), (len(inputs),)), ((), ())))
 
 
 def _matrix_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """x [B, T, I], gradient [B, T, *O] -> [I, *O]"""
+  """x [B, T, *I], gradient [B, T, *O] -> [I, *O]"""
   product = jax.lax.dot_general(x, _flat(gradient), (((0, 1), (0, 1)), ((), ())))
   return product.reshape(-1, *gradient.shape[2:])
 
