@@ -1,10 +1,21 @@
-"""Cross-entropy of a linear head without the logits of the whole batch in memory."""
+"""What training needs of a linear head's predictions, without the logits of the whole batch in memory.
+
+Under `shard_map` the head may be split. `vocabulary_axis` is the mesh axis over which its columns are: every device
+then gets results over the whole vocabulary, and its part of the gradient of hidden. `embed_axes` are the mesh axes over
+which its rows are: they are gathered here, and their gradient is added up over those axes and scattered.
+
+On TPU, if D is a multiple of 128, Pallas kernels make the loss and the statistics of tokens, and logits never reach
+HBM; elsewhere, and for `divergence`, chunks of tokens have their logits in memory.
+"""
 
 from __future__ import annotations
 
 import jax
 
-from kernels.linear_cross_entropy import xla
+from kernels.linear_cross_entropy import divergence as _divergence
+from kernels.linear_cross_entropy import loss
+from kernels.linear_cross_entropy.head import gathered
+from kernels.linear_cross_entropy.tokens import token_statistics
 
 
 def linear_cross_entropy(
@@ -24,17 +35,69 @@ def linear_cross_entropy(
     targets: int32 [B, T].
     weights: float32 [B, T]; not differentiated.
     z_loss: weight of log(Z)^2, which keeps the logits' scale from drifting (PaLM, section 5).
-    vocabulary_axis: under `shard_map`, the mesh axis over which the columns of `head` are split; each shard then gets
-      the sums over the whole vocabulary, and its part of the gradient of hidden.
-    embed_axes: under `shard_map`, the mesh axes over which the rows of `head` are split; they are gathered here, and
-      their gradient is added up over those axes and scattered.
+    vocabulary_axis, embed_axes: how `head` is split, see above.
 
   Returns:
     Two float32 scalars: sum of weights * (-log p(target) + z_loss * log(Z)^2), differentiable in hidden and head;
     and sum of weights where the target has the largest logit.
   """
+  _check("linear_cross_entropy", hidden, head, embed_axes, targets=targets, weights=weights)
+  return loss.linear_cross_entropy(hidden, head, targets, weights, z_loss, vocabulary_axis, embed_axes)
+
+
+def token_log_probabilities(
+  hidden: jax.Array,
+  head: jax.Array,
+  targets: jax.Array,
+  temperature: float = 1.0,
+  vocabulary_axis: str | None = None,
+  embed_axes: tuple[str, ...] = (),
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probability of each target, and entropy of each prediction, in nats: float32 [B, T].
+
+  Of softmax(logits / temperature). Both are differentiable in hidden and head; arguments as in `linear_cross_entropy`.
+  """
+  _check("token_log_probabilities", hidden, head, embed_axes, targets=targets)
+  if temperature <= 0:
+    raise ValueError(f"token_log_probabilities: temperature {temperature}, expected more than 0")
+  found = token_statistics(hidden, gathered(head, embed_axes), targets, 1.0 / temperature, vocabulary_axis)
+  return found.target - found.log_z, found.log_z - found.mean
+
+
+def divergence(
+  hidden: jax.Array,
+  head: jax.Array,
+  teacher_hidden: jax.Array,
+  teacher_head: jax.Array,
+  reverse: bool = False,
+  temperature: float = 1.0,
+  vocabulary_axis: str | None = None,
+  embed_axes: tuple[str, ...] = (),
+) -> jax.Array:
+  """KL(teacher || student) of each prediction over the whole vocabulary, in nats: float32 [B, T].
+
+  Of softmax(logits / temperature) of both; differentiable in the student's hidden and head, constant in the teacher's.
+
+  Args:
+    hidden, head: the student's, [B, T, D] and [D, V].
+    teacher_hidden, teacher_head: [B, T, D'] and [D', V]; both heads are split alike.
+    reverse: KL(student || teacher) instead.
+  """
+  _check("divergence", hidden, head, embed_axes)
+  _check("divergence: teacher", teacher_hidden, teacher_head, embed_axes)
+  if hidden.shape[:2] != teacher_hidden.shape[:2] or head.shape[1] != teacher_head.shape[1]:
+    shapes = f"hidden {hidden.shape} and {teacher_hidden.shape}, heads {head.shape} and {teacher_head.shape}"
+    raise ValueError(f"divergence: {shapes} do not fit")
+  if temperature <= 0:
+    raise ValueError(f"divergence: temperature {temperature}, expected more than 0")
+  head, teacher_head = gathered(head, embed_axes), gathered(teacher_head, embed_axes)
+  rest = reverse, 1.0 / temperature, vocabulary_axis
+  return _divergence.divergence(hidden, head, teacher_hidden, teacher_head, *rest)
+
+
+def _check(name: str, hidden: jax.Array, head: jax.Array, embed_axes: tuple[str, ...], **of_tokens: jax.Array) -> None:
   B, T, D = hidden.shape
-  if head.ndim != 2 or (head.shape[0] != D and not embed_axes) or targets.shape != (B, T) or weights.shape != (B, T):
-    shapes = f"hidden {hidden.shape}, head {head.shape}, targets {targets.shape}, weights {weights.shape}"
-    raise ValueError(f"linear_cross_entropy: {shapes} do not fit")
-  return xla.linear_cross_entropy(hidden, head, targets, weights, z_loss, vocabulary_axis, embed_axes)
+  rows_fit = head.ndim == 2 and (head.shape[0] == D or embed_axes)
+  if not rows_fit or any(x.shape != (B, T) for x in of_tokens.values()):
+    shapes = [f"hidden {hidden.shape}", f"head {head.shape}", *(f"{name} {x.shape}" for name, x in of_tokens.items())]
+    raise ValueError(f"{name}: {', '.join(shapes)} do not fit")
