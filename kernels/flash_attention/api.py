@@ -92,16 +92,16 @@ def _by_platform(own_positions: bool, query: jax.Array) -> dict[str, ModuleType]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _flash(own_positions: bool, query, key, value, masks: Masks) -> tuple[jax.Array, jax.Array]:
   """`own_positions`: the keys are those of the queries' positions."""
+  return _forward(own_positions, query, key, value, masks)[0]
+
+
+def _forward(own_positions, query, key, value, masks):
   forwards: dict[str, Callable] = {
     name: implementation.forward for name, implementation in _by_platform(own_positions, query).items()
   }
   output, log_sums = jax.lax.platform_dependent(query, key, value, masks, **forwards)
   # Named, so that a remat policy can keep what the backward pass reads.
-  return checkpoint_name(output, "attention_output"), checkpoint_name(log_sums, "attention_output")
-
-
-def _forward(own_positions, query, key, value, masks):
-  output, log_sums = _flash(own_positions, query, key, value, masks)
+  output, log_sums = (checkpoint_name(x, "attention_output") for x in (output, log_sums))
   return (output, log_sums), (query, key, value, masks, output, log_sums)
 
 
