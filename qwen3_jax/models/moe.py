@@ -64,7 +64,7 @@ class MixtureOfExperts(nnx.Module):
     self.dtype = config.dtype
     self.experts_per_token = config.num_experts_per_token
     self.renormalise = config.norm_topk_prob
-    self.router = normal_parameter(rngs, config, (L, D, E), ("layers", *_ROUTER))
+    self.router = normal_parameter(rngs, config, (L, D, E), ("layers", *_ROUTER), compute_dtype=jnp.float32)
     self.gate = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "mlp"))
     self.up = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "mlp"))
     self.down = normal_parameter(rngs, config, (L, E, F, D), ("layers", "experts", "mlp", "expert_embed"))

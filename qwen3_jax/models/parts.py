@@ -12,12 +12,20 @@ Axes = tuple[str, ...]
 
 
 def normal_parameter(
-  rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], axes: Axes, std: float | None = None
+  rngs: nnx.Rngs,
+  config: ModelConfig,
+  shape: tuple[int, ...],
+  axes: Axes,
+  std: float | None = None,
+  compute_dtype: jnp.dtype | None = None,
 ) -> nnx.Param:
-  """A Gaussian matrix, std `config.initializer_range` unless given, with the logical name of every axis."""
+  """A Gaussian matrix, std `config.initializer_range` unless given, with the logical name of every axis.
+
+  `compute_dtype`: that a layer casts it to; `config.dtype` unless given.
+  """
   std = config.initializer_range if std is None else std
   value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
-  return nnx.Param(value.astype(config.param_dtype), axes=axes)
+  return nnx.Param(value.astype(config.param_dtype), axes=axes, compute_dtype=compute_dtype or config.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -25,7 +33,7 @@ class RMSNorm(nnx.Module):
 
   def __init__(self, config: ModelConfig, shape: tuple[int, ...], axes: Axes):
     self.epsilon = config.rms_norm_eps
-    self.scale = nnx.Param(jnp.ones(shape, config.param_dtype), axes=axes)
+    self.scale = nnx.Param(jnp.ones(shape, config.param_dtype), axes=axes, compute_dtype=config.dtype)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)

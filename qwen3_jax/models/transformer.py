@@ -16,6 +16,7 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.context_parallel import from_balanced, to_balanced
 from qwen3_jax.models.embedding import Embedding, Head
 from qwen3_jax.models.feed_forward import FeedForward
+from qwen3_jax.models.layer_gradients import cast, with_cast_gradients
 from qwen3_jax.models.moe import MixtureOfExperts, RouterStatistics
 from qwen3_jax.models.parts import RMSNorm
 from qwen3_jax.models.remat import LAYER_INPUT, rematerialized
@@ -103,27 +104,35 @@ class Transformer(nnx.Module):
       tokens, positions, segment_ids = (to_balanced(mesh, x) for x in (tokens, positions, segment_ids))
     x = constrain(self.embed(tokens), "batch", "length", "embed")
     rope = rotation(self.config, positions)
-    graph, state = nnx.split(self.layers)
-    names = _axes(state)
-
-    def layer(x: jax.Array, xs: tuple[Parameters, jax.Array]):
-      parameters, index = xs
-      x = checkpoint_name(x, LAYER_INPUT)
-      if not self.config.unroll_layers:
-        # Else XLA casts the parameters of all layers ahead of the loop, or changes their layout, and keeps the copies.
-        of_layer = lambda parameter, names: row_major(after(parameter, index), *names[1:])
-        parameters = jax.tree.map(of_layer, parameters, names)
-      y, statistics = nnx.merge(graph, parameters)(x, rope, segment_ids)
-      return y, (x if return_layers else None, statistics)
-
-    layer = rematerialized(layer, self.config)
-    unroll = self.config.num_layers if self.config.unroll_layers else 1
-    indices = jnp.arange(self.config.num_layers, dtype=jnp.float32)
-    x, (layers, router) = jax.lax.scan(layer, x, (nnx.to_pure_dict(state), indices), unroll=unroll)
+    x, (layers, router) = self._run_layers(x, rope, segment_ids, return_layers)
     if split:
       x = from_balanced(mesh, x)
       layers = None if layers is None else jax.vmap(lambda x: from_balanced(mesh, x))(layers)
     return Hidden(self.final_norm(x), layers, router)
+
+  def _run_layers(self, x, rope, segment_ids, return_layers: bool):
+    """x [B, T, D] after the last layer, and each layer's input, if asked for, and statistics."""
+    graph, state = nnx.split(self.layers)
+    names = _axes(state)
+
+    def scan(parameters: Parameters, carriers: Parameters, x: jax.Array, rope, segment_ids):
+      def layer(x: jax.Array, xs: tuple[Parameters, Parameters, jax.Array]):
+        parameters, carriers, index = xs
+        x = checkpoint_name(x, LAYER_INPUT)
+        if not self.config.unroll_layers:
+          # Else XLA casts the parameters of all layers ahead of the loop, or changes their layout, and keeps copies.
+          of_layer = lambda parameter, names: row_major(after(parameter, index), *names[1:])
+          parameters = jax.tree.map(of_layer, parameters, names)
+        module = nnx.merge(graph, jax.tree.map(cast, parameters, carriers))
+        y, statistics = module(x, rope, segment_ids)
+        return y, (x if return_layers else None, statistics)
+
+      indices = jnp.arange(self.config.num_layers, dtype=jnp.float32)
+      unroll = self.config.num_layers if self.config.unroll_layers else 1
+      return jax.lax.scan(rematerialized(layer, self.config), x, (parameters, carriers, indices), unroll=unroll)
+
+    dtypes = nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("compute_dtype"))
+    return with_cast_gradients(scan, dtypes)(nnx.to_pure_dict(state), x, rope, segment_ids)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Final hidden states [..., D] -> float32 [..., V]."""
