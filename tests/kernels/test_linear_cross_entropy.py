@@ -199,8 +199,8 @@ def test_kernels_equal_float64(shape, dtype, cores, monkeypatch, interpret):
       close(jnp.zeros_like(a))
 
 
-# D, V and tokens of one device: 0.6B, 8B, and 235B with its vocabulary over 8.
-PRODUCTION = {"0.6B": (1024, 151_936, 16_384), "8B": (4096, 151_936, 16_384), "235B": (4096, 18_992, 16_384)}
+# D, V and tokens of one device: 0.6B, and 235B with its vocabulary over 8.
+PRODUCTION = {"0.6B": (1024, 151_936, 16_384), "235B": (4096, 18_992, 16_384)}
 
 
 @pytest.mark.parametrize("name", PRODUCTION)
