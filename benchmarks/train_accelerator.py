@@ -79,6 +79,15 @@ def errors() -> list[dict[str, Any]]:
     (segments,),
     bars,
   )
+  order = np.arange(T, dtype=np.int32)
+  add(
+    "attention in blocks, with log sums",
+    lambda *arguments: _joined(attention_api.attention_with_log_sums(*arguments)),
+    lambda *arguments: _joined(attention_reference.attention_with_log_sums(*arguments)),
+    [normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, H)],
+    (segments, segments, order),
+    bars,
+  )
   sizes = np.array([0, 100, 3, 0, 281], np.int32)
   add(
     "grouped matmul",
@@ -99,7 +108,29 @@ def errors() -> list[dict[str, Any]]:
     (targets, weights),
     bars,
   )
+  add(
+    "log-probabilities and entropy",
+    lambda *arguments: _joined(loss_api.token_log_probabilities(*arguments)),
+    lambda *arguments: _joined(loss_reference.token_log_probabilities(*arguments)),
+    [normal(2, 64, 128), normal(128, 1000) / 11],
+    (targets,),
+    bars,
+  )
+  teacher = normal(2, 64, 96).astype(np.float32), (normal(96, 1000) / 10).astype(np.float32)
+  for reverse in (False, True):
+    add(
+      f"divergence{', reverse' if reverse else ''}",
+      lambda *arguments, reverse=reverse: loss_api.divergence(*arguments, reverse=reverse),
+      lambda *arguments, reverse=reverse: loss_reference.divergence(*arguments, reverse=reverse),
+      [normal(2, 64, 128), normal(128, 1000) / 11],
+      teacher,
+      bars,
+    )
   return rows
+
+
+def _joined(arrays: tuple[jax.Array, ...]) -> jax.Array:
+  return jnp.concatenate([x.astype(jnp.float32).reshape(-1) for x in arrays])
 
 
 def time_step(size: str, batch_size: int, repeats: int) -> dict[str, Any]:
