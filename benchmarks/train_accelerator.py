@@ -120,8 +120,8 @@ def errors() -> list[dict[str, Any]]:
   for reverse in (False, True):
     add(
       f"divergence{', reverse' if reverse else ''}",
-      lambda *arguments, reverse=reverse: loss_api.divergence(*arguments, reverse=reverse),
-      lambda *arguments, reverse=reverse: loss_reference.divergence(*arguments, reverse=reverse),
+      lambda h, w, th, tw, reverse=reverse: loss_api.divergence(h, w, th, tw, reverse),
+      lambda h, w, th, tw, reverse=reverse: loss_reference.divergence(h, w, th, tw, reverse),
       [normal(2, 64, 128), normal(128, 1000) / 11],
       teacher,
       bars,
