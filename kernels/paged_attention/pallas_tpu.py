@@ -147,7 +147,7 @@ def _kernel(sequences, positions, limits, first_blocks, page_table, query, *refs
     """The block of keys to the first `rows` rows of each head."""
     place = n * keys + jax.lax.broadcasted_iota(jnp.int32, (1, keys), 1)
     # The first row that sees a key: row r is of the token at position + r // G.
-    first_row = jnp.where(place < limit, (place - position) * G, rows)
+    first_row = (place - position) * G
     strip, unrolled = _strips(heads, rows)
     strips_of_head = rows // strip
 
