@@ -169,7 +169,7 @@ KERNEL_CASES = {
   "chunk, int8": ("chunk", 2, 2, 1, "int8", "f32"),
   "mixed, f32": ("mixed", 4, 2, 1, "f32", "f32"),
   "mixed, bf16": ("mixed", 8, 1, 1, "bf16", "bf16"),
-  "mixed, int8": ("mixed", 20, 4, 2, "int8", "bf16"),
+  "mixed, int8": ("mixed", 10, 2, 1, "int8", "bf16"),
 }
 
 
