@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
@@ -9,6 +11,8 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels import chip
 
 LANES = 128
+LOG2_E = math.log2(math.e)
+HIDDEN = -1e30  # a score that a mask hides; finite: a row may have seen nothing yet
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
@@ -21,6 +25,10 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 def parameters(*semantics: pltpu.GridDimensionSemantics) -> pltpu.CompilerParams:
   # The compiler counts a kernel's VMEM twice: more than half is refused.
   return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=chip.core().vmem_bytes // 2)
+
+
+def strips(rows: int, strip: int) -> list[slice]:
+  return [slice(start, start + strip) for start in range(0, rows, strip)]
 
 
 def column(x: jax.Array) -> jax.Array:

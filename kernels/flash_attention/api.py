@@ -79,13 +79,15 @@ def _check(query, key, value, S: int) -> None:
     raise ValueError(f"attention: query {query.shape}, key {key.shape} and value {value.shape} do not fit")
 
 
-def _by_platform(own_positions: bool, query: jax.Array) -> dict[str, ModuleType]:
-  chosen = {"default": blockwise}
+def _by_platform(function: str, own_positions: bool, query: jax.Array, *rest):
+  """`forward` or `backward` of the platform's implementation."""
+  chosen: dict[str, ModuleType] = {"default": blockwise}
   if own_positions:
     chosen["cpu"] = xla
   if pallas_tpu.supported(query):
     chosen["tpu"] = pallas_tpu
-  return chosen
+  functions: dict[str, Callable] = {name: getattr(module, function) for name, module in chosen.items()}
+  return jax.lax.platform_dependent(query, *rest, **functions)
 
 
 # One derivative over all implementations, not one of each: what is kept for it is then the same on every platform.
@@ -96,10 +98,7 @@ def _flash(own_positions: bool, query, key, value, masks: Masks) -> tuple[jax.Ar
 
 
 def _forward(own_positions, query, key, value, masks):
-  forwards: dict[str, Callable] = {
-    name: implementation.forward for name, implementation in _by_platform(own_positions, query).items()
-  }
-  output, log_sums = jax.lax.platform_dependent(query, key, value, masks, **forwards)
+  output, log_sums = _by_platform("forward", own_positions, query, key, value, masks)
   # Named, so that a remat policy can keep what the backward pass reads.
   output, log_sums = (checkpoint_name(x, "attention_output") for x in (output, log_sums))
   return (output, log_sums), (query, key, value, masks, output, log_sums)
@@ -110,10 +109,7 @@ def _backward(own_positions, residuals, gradients):
   gradient, to_log_sums = gradients
   # A score's gradient is its weight times (to_weight - delta): delta of the output, and the log sum's own.
   deltas = jnp.sum(gradient.astype(jnp.float32) * output.astype(jnp.float32), axis=-1).swapaxes(1, 2) - to_log_sums
-  backwards: dict[str, Callable] = {
-    name: implementation.backward for name, implementation in _by_platform(own_positions, query).items()
-  }
-  return *jax.lax.platform_dependent(query, key, value, masks, log_sums, deltas, gradient, **backwards), None
+  return *_by_platform("backward", own_positions, query, key, value, masks, log_sums, deltas, gradient), None
 
 
 _flash.defvjp(_forward, _backward)

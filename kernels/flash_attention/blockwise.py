@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from kernels.flash_attention.heads import by_head, by_position, dot
+from kernels.flash_attention.heads import by_head, by_position, dot, padded
 from kernels.flash_attention.pairs import FIRST, KeyRanges, Masks, key_block_of, key_ranges, query_block_of, table
 
 _MIN_BLOCK, _MAX_BLOCK = 8, 512
@@ -28,19 +28,17 @@ def _block_size(T: int, S: int, rows: int) -> int:
   return size
 
 
-def _padded(x: jax.Array, axis: int) -> jax.Array:
-  widths = [(0, 0)] * x.ndim
-  widths[axis] = (0, -x.shape[axis] % _MIN_BLOCK)
-  return jnp.pad(x, widths)
-
-
 def _operands(query, key, value, masks: Masks):
   """Heads first and lengths padded, masks, block size and the table of pairs, one for all sequences."""
   B, _, N, _ = query.shape
   K = key.shape[2]
   # Queries added at the end see the first key at most; keys added there come after all that a query sees.
-  masks = Masks(*(_padded(x, -1) for x in masks))
-  heads = by_head(_padded(query, 1), K), _padded(key, 1).swapaxes(1, 2), _padded(value, 1).swapaxes(1, 2)
+  masks = Masks(*(padded(x, -1, _MIN_BLOCK) for x in masks))
+  heads = (
+    by_head(padded(query, 1, _MIN_BLOCK), K),
+    padded(key, 1, _MIN_BLOCK).swapaxes(1, 2),
+    padded(value, 1, _MIN_BLOCK).swapaxes(1, 2),
+  )
   block = _block_size(heads[0].shape[3], heads[1].shape[2], B * N)
   first, last, whole = key_ranges(masks, block, block)
   pairs = table(KeyRanges(first.min(0, keepdims=True), last.max(0, keepdims=True), whole[:1]))
@@ -105,8 +103,8 @@ def backward(query, key, value, masks: Masks, log_sums, deltas, gradient) -> tup
   T, H = query.shape[1], query.shape[3]
   S, K = key.shape[1:3]
   queries, keys, values, masks, block, (entries, count) = _operands(query, key, value, masks)
-  gradients = by_head(_padded(gradient, 1), K)
-  log_sums, deltas = (_padded(x, 2).reshape(queries.shape[:4]) for x in (log_sums, deltas))
+  gradients = by_head(padded(gradient, 1, _MIN_BLOCK), K)
+  log_sums, deltas = (padded(x, 2, _MIN_BLOCK).reshape(queries.shape[:4]) for x in (log_sums, deltas))
 
   def step(pair, carry):
     query_block, query_gradients, key_gradients, value_gradients = carry

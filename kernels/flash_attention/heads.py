@@ -1,4 +1,4 @@
-"""What the XLA implementations share: products in float32, and the head axes in front of the positions."""
+"""What the implementations share: padding, products in float32, and the head axes in front of the positions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import jax.numpy as jnp
 
 def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+  """Zeros at the end of an axis, up to a multiple."""
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, -x.shape[axis] % multiple)
+  return jnp.pad(x, widths) if widths[axis][1] else x
 
 
 def by_head(x: jax.Array, K: int) -> jax.Array:

@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import chip
+from kernels.flash_attention.heads import padded
 from kernels.flash_attention.pairs import (
   FIRST,
   KEY_FIRST,
@@ -36,10 +37,7 @@ from kernels.flash_attention.pairs import (
   query_block_of,
   table,
 )
-from kernels.mosaic import LANES, across, column, dot, over_lanes, parameters
-
-_HIDDEN = -1e30  # finite: a row of a block may see none of its keys yet
-_LOG2_E = math.log2(math.e)
+from kernels.mosaic import HIDDEN, LANES, LOG2_E, across, column, dot, over_lanes, parameters, strips
 
 
 class _Blocks(NamedTuple):
@@ -76,24 +74,14 @@ def _blocks(T: int, S: int, G: int, matmul_size: int | None = None) -> _Blocks:
   )
 
 
-def _padded(x: jax.Array, axis: int) -> jax.Array:
-  widths = [(0, 0)] * x.ndim
-  widths[axis] = (0, -x.shape[axis] % LANES)
-  return jnp.pad(x, widths) if widths[axis][1] else x
-
-
 def _padded_masks(masks: Masks) -> Masks:
   """Queries added at the end see the first key; keys added at the end come after all that a query sees."""
-  return Masks(*(_padded(x, -1) for x in masks))
+  return Masks(*(padded(x, -1, LANES) for x in masks))
 
 
 def _by_head(x: jax.Array) -> jax.Array:
   """[B, T, N, H] -> [B, N, padded T, H]"""
-  return _padded(x.swapaxes(1, 2), 2)
-
-
-def _in_strips(rows: int, strip: int) -> list[slice]:
-  return [slice(start, start + strip) for start in range(0, rows, strip)]
+  return padded(x.swapaxes(1, 2), 2, LANES)
 
 
 def _within(rows: slice, queries: int) -> slice:
@@ -117,13 +105,13 @@ def _forward_kernel(
   heads, queries, H = query.shape
   keys = key.shape[0]
   rows = heads * queries
-  scale = _LOG2_E * H**-0.5
+  scale = LOG2_E * H**-0.5
   entry = _entry(entries, width)
-  strips = _in_strips(rows, strip)
+  row_strips = strips(rows, strip)
 
   @_when(entry, FIRST)
   def _():
-    peak[...] = jnp.full_like(peak, _HIDDEN)
+    peak[...] = jnp.full_like(peak, HIDDEN)
     total[...] = jnp.zeros_like(total)
     sums[...] = jnp.zeros_like(sums)
 
@@ -134,18 +122,18 @@ def _forward_kernel(
       return scores
     key_place = key_block_of(entry) * keys + jax.lax.broadcasted_iota(jnp.int32, (1, keys), 1)
     same = across(column(query_segments[:, place]), keys) == key_segments[...]
-    return jnp.where(same & (across(column(order[:, place]), keys) >= key_place), scores, _HIDDEN)
+    return jnp.where(same & (across(column(order[:, place]), keys) >= key_place), scores, HIDDEN)
 
   def add(rows: slice, weights: jax.Array, rescale: jax.Array) -> None:
     sums[rows, :] = sums[rows, :] * across(rescale, H) + dot(weights, value[...], (1, 0))
 
   def update(masked: bool) -> None:
-    ahead = scores_of(strips[0], masked)
+    ahead = scores_of(row_strips[0], masked)
     weighted: tuple = ()
-    for n, rows in enumerate(strips):
+    for n, rows in enumerate(row_strips):
       scores = ahead
-      if n + 1 < len(strips):
-        ahead = scores_of(strips[n + 1], masked)
+      if n + 1 < len(row_strips):
+        ahead = scores_of(row_strips[n + 1], masked)
       old = peak[rows, :]
       new = jnp.maximum(old, jnp.max(over_lanes(scores, jnp.maximum), axis=1, keepdims=True))
       weights = jnp.exp2((scores - across(new, keys)) * scale)
@@ -162,7 +150,7 @@ def _forward_kernel(
 
   @_when(entry, LAST)
   def _():
-    for rows in strips:
+    for rows in row_strips:
       head, place = rows.start // queries, _within(rows, queries)
       normaliser = jnp.sum(total[rows, :], axis=1, keepdims=True)
       out[head, place, :] = (sums[rows, :] / normaliser).astype(out.dtype)
@@ -286,11 +274,11 @@ def _backward_kernel(
 
   def update(masked: bool) -> None:
     transposed_key = key[...].T
-    for rows in _in_strips(heads * queries, strip):
+    for rows in strips(heads * queries, strip):
       head, place = rows.start // queries, _within(rows, queries)
       q, do = query[head, place, :], gradient[head, place, :]
       scores = dot(key[...], q, (1, 1))  # [s, strip]
-      weights = jnp.exp2(scores * (_LOG2_E * H**-0.5) - log_sums[head, :, place] * _LOG2_E)
+      weights = jnp.exp2(scores * (LOG2_E * H**-0.5) - log_sums[head, :, place] * LOG2_E)
       if masked:
         weights = jnp.where(visible(place), weights, 0.0)
       to_weights = dot(value[...], do, (1, 1))
@@ -304,7 +292,7 @@ def _backward_kernel(
 
   @_when(entry, LAST)
   def _():
-    for rows in _in_strips(heads * queries, strip):
+    for rows in strips(heads * queries, strip):
       head, place = rows.start // queries, _within(rows, queries)
       to_query[head, place, :] = (query_sum[:, rows].T * H**-0.5).astype(to_query.dtype)
 
@@ -320,7 +308,7 @@ def backward(query, key, value, masks: Masks, log_sums, deltas, gradient, interp
   queries, keys, values, gradients = _by_head(query), _by_head(key), _by_head(value), _by_head(gradient)
   masks = _padded_masks(masks)
   block = _blocks(queries.shape[2], keys.shape[2], N // key.shape[2])
-  numbers = [_padded(x, 2)[:, :, None] for x in (log_sums, deltas)]
+  numbers = [padded(x, 2, LANES)[:, :, None] for x in (log_sums, deltas)]
   starts = range(0, keys.shape[2], block.panel)
   parts = []
   for start in starts:  # queries' gradients are summed over panels of keys

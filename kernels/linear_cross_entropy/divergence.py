@@ -54,21 +54,16 @@ def _backward(reverse, scale, axis, residuals, gradient):
   if axis:  # every device has the same divergences, and a part of their cotangents
     gradient = jax.lax.psum(gradient, axis)
 
-  def chunk(head_gradient, xs):
-    h, teacher_h, value, cotangent = xs
+  def to_logits(h, teacher_h, value, cotangent):
     ours = _log_probabilities(h, head, scale, axis)
     theirs = _log_probabilities(teacher_h, teacher_head, scale, axis)
     probabilities = jnp.exp(ours)
-    to_logits = probabilities * (ours - theirs - value[..., None]) if reverse else probabilities - jnp.exp(theirs)
-    to_logits = (to_logits * (scale * cotangent[..., None])).astype(h.dtype)
-    head_gradient += jnp.einsum("btd,btv->dv", h, to_logits, preferred_element_type=jnp.float32)
-    return head_gradient, jnp.einsum("btv,dv->btd", to_logits, head)
+    of_value = probabilities * (ours - theirs - value[..., None]) if reverse else probabilities - jnp.exp(theirs)
+    return of_value * (scale * cotangent[..., None])
 
-  n = _chunks(hidden, head)
-  xs = tuple(xla.split(x, n) for x in (hidden, teacher_hidden, found, gradient))
-  to_head, to_hidden = jax.lax.scan(chunk, jnp.zeros(head.shape, jnp.float32), xs)
-  zeros = jnp.zeros_like(teacher_hidden), jnp.zeros_like(teacher_head)
-  return xla.joined(to_hidden), to_head.astype(head.dtype), *zeros
+  rest = teacher_hidden, found, gradient
+  to_student = xla.gradients(to_logits, _chunks(hidden, head), hidden, head, *rest)
+  return *to_student, jnp.zeros_like(teacher_hidden), jnp.zeros_like(teacher_head)
 
 
 divergence.defvjp(_forward, _backward)

@@ -11,7 +11,6 @@ more a chip computes for each byte that it reads.
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels import chip
 from kernels.linear_cross_entropy.xla import Statistics
-from kernels.mosaic import LANES, across, column, dot, over_lanes, parameters
+from kernels.mosaic import HIDDEN, LANES, LOG2_E, across, column, dot, over_lanes, parameters, strips
 
-_HIDDEN = -1e30  # finite, for columns after the last of the vocabulary
-_LOG2_E = math.log2(math.e)
 _STRIP = 128  # tokens
 _VOCABULARY_BLOCK = 512
 _MIN_TOKEN_BLOCKS = 4  # a block of the gradient of hidden is written before it is read for the next vocabulary block
@@ -60,10 +57,6 @@ def _tokens(hidden: jax.Array, M: int) -> jax.Array:
   return jnp.pad(hidden, ((0, M - hidden.shape[0]), (0, 0))) if M > hidden.shape[0] else hidden
 
 
-def _strips(rows: int) -> list[slice]:
-  return [slice(start, start + _STRIP) for start in range(0, rows, _STRIP)]
-
-
 def _forward_kernel(hidden, head, targets, target, peak, total, mean, tops, sums, means, found, *, V, scale):
   """hidden [m, D], head [D, v]; targets and results [1, m]; tops, sums, means, found [m, lanes]."""
   block, width = pl.program_id(1), head.shape[1]
@@ -71,22 +64,22 @@ def _forward_kernel(hidden, head, targets, target, peak, total, mean, tops, sums
 
   @pl.when(block == 0)
   def _():
-    tops[...] = jnp.full_like(tops, _HIDDEN)
+    tops[...] = jnp.full_like(tops, HIDDEN)
     for scratch in (sums, means, found):
       scratch[...] = jnp.zeros_like(scratch)
 
   def update(ragged: bool) -> None:
     place = first_column + jax.lax.broadcasted_iota(jnp.int32, (_STRIP, width), 1)
-    for rows in _strips(hidden.shape[0]):
+    for rows in strips(hidden.shape[0], _STRIP):
       logits = dot(hidden[rows, :], head[...], (1, 0)) * scale
       if ragged:
-        logits = jnp.where(place < V, logits, _HIDDEN)
+        logits = jnp.where(place < V, logits, HIDDEN)
       is_target = place == across(column(targets[:, rows]), width)
       found[rows, :] += over_lanes(jnp.where(is_target, logits, 0.0), jnp.add)
       old = tops[rows, :]
       new = jnp.maximum(old, jnp.max(over_lanes(logits, jnp.maximum), axis=1, keepdims=True))
-      weights = jnp.exp2((logits - across(new, width)) * _LOG2_E)
-      rescale = jnp.exp2((old - new) * _LOG2_E)
+      weights = jnp.exp2((logits - across(new, width)) * LOG2_E)
+      rescale = jnp.exp2((old - new) * LOG2_E)
       tops[rows, :] = new
       sums[rows, :] = sums[rows, :] * rescale + over_lanes(weights, jnp.add)
       means[rows, :] = means[rows, :] * rescale + over_lanes(weights * logits, jnp.add)
@@ -97,7 +90,7 @@ def _forward_kernel(hidden, head, targets, target, peak, total, mean, tops, sums
 
   @pl.when(block == pl.num_programs(1) - 1)
   def _():
-    for rows in _strips(hidden.shape[0]):
+    for rows in strips(hidden.shape[0], _STRIP):
       row = lambda x: jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape).T[:1]
       peak[:, rows] = tops[rows, :].T[:1]
       target[:, rows] = row(found[rows, :])
@@ -159,10 +152,10 @@ def _backward_kernel(
     if ragged:  # what lies after the vocabulary may be NaN
       inside = first_column + jax.lax.broadcasted_iota(jnp.int32, (1, width), 1) < V
       matrix = jnp.where(inside, matrix, jnp.zeros_like(matrix))
-    for rows in _strips(hidden.shape[0]):
+    for rows in strips(hidden.shape[0], _STRIP):
       of_row = lambda x, rows=rows: across(column(x[:, rows]), width)
       logits = dot(hidden[rows, :], matrix, (1, 0)) * scale
-      probabilities = jnp.exp2((logits - of_row(log_z)) * _LOG2_E)
+      probabilities = jnp.exp2((logits - of_row(log_z)) * LOG2_E)
       if ragged:
         probabilities = jnp.where(place < V, probabilities, 0.0)
       to_logits = probabilities * (of_row(constant) + of_row(slope) * logits)

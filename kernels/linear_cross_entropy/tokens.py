@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -39,15 +40,20 @@ def local_columns(targets: jax.Array, head: jax.Array, axis: str | None) -> jax.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def token_statistics(hidden, head, targets, scale: float, axis: str | None) -> TokenStatistics:
   """Of logits scale * (hidden [B, T, D] times head [D, V]); `axis` is the mesh axis over which V is split."""
-  chosen: dict[str, Callable] = {"default": xla.forward}
+  return merged(_by_platform("forward", scale, hidden, head, local_columns(targets, head, axis)), axis)
+
+
+def _by_platform(function: str, scale: float, hidden, head, columns, *rest):
+  """`forward` or `backward` of the platform's implementation."""
+  chosen: dict[str, ModuleType] = {"default": xla}
   if pallas_tpu.supported(hidden, head):
-    chosen["tpu"] = pallas_tpu.forward
-  chosen = {name: functools.partial(_with_scale, forward, scale) for name, forward in chosen.items()}
-  return merged(jax.lax.platform_dependent(hidden, head, local_columns(targets, head, axis), **chosen), axis)
+    chosen["tpu"] = pallas_tpu
 
+  def of(module: ModuleType) -> Callable:
+    return lambda hidden, head, columns, *rest: getattr(module, function)(hidden, head, columns, scale, *rest)
 
-def _with_scale(function, scale, hidden, head, targets, *rest):
-  return function(hidden, head, targets, scale, *rest)
+  functions = {name: of(module) for name, module in chosen.items()}
+  return jax.lax.platform_dependent(hidden, head, columns, *rest, **functions)
 
 
 def _forward(hidden, head, targets, scale, axis):
@@ -61,13 +67,9 @@ def _backward(scale, axis, residuals, gradients):
     gradients = jax.lax.psum(gradients, axis)
   # Of a logit: mean's derivative is probability * (1 + logit - mean), log_z's is probability.
   constant = gradients.log_z + gradients.mean * (1.0 - found.mean)
-  chosen: dict[str, Callable] = {"default": xla.backward}
-  if pallas_tpu.supported(hidden, head):
-    chosen["tpu"] = pallas_tpu.backward
-  chosen = {name: functools.partial(_with_scale, backward, scale) for name, backward in chosen.items()}
   columns = local_columns(targets, head, axis)
   of_logits = found.log_z, constant, gradients.mean, gradients.target
-  return *jax.lax.platform_dependent(hidden, head, columns, *of_logits, **chosen), None
+  return *_by_platform("backward", scale, hidden, head, columns, *of_logits), None
 
 
 token_statistics.defvjp(_forward, _backward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -67,18 +68,26 @@ def forward(hidden, head, targets, scale: float) -> Statistics:
 def backward(hidden, head, targets, scale: float, log_z, constant, slope, of_target) -> tuple[jax.Array, jax.Array]:
   """Gradients of hidden and head for a logit's gradient of probability * (constant + slope * logit), and of_target
   more for the target's. The last four: float32 [B, T]; log_z: log of the sum of exp(logit) over the vocabulary."""
-  (B, T, D), V = hidden.shape, head.shape[1]
+  (B, T), V = targets.shape, head.shape[1]
+
+  def to_logits(h, target, log_z, constant, slope, of_target):
+    logits = logits_of(h, head) * scale
+    gradient = jnp.exp(logits - log_z[..., None]) * (constant[..., None] + slope[..., None] * logits)
+    return (gradient + jnp.where(target[..., None] == jnp.arange(V), of_target[..., None], 0.0)) * scale
+
+  return gradients(to_logits, chunks(B, T, V), hidden, head, targets, log_z, constant, slope, of_target)
+
+
+def gradients(to_logits: Callable[..., jax.Array], n: int, hidden, head, *rest) -> tuple[jax.Array, jax.Array]:
+  """Of hidden [B, T, D] and head [D, V], where `to_logits` gives the float32 gradient of the logits of one of n chunks
+  of hidden and `rest` [B, T, ...]."""
 
   def chunk(head_gradient, xs):
-    h, target, log_z, constant, slope, of_target = xs
-    logits = logits_of(h, head) * scale
-    to_logits = jnp.exp(logits - log_z[..., None]) * (constant[..., None] + slope[..., None] * logits)
-    to_logits += jnp.where(target[..., None] == jnp.arange(V), of_target[..., None], 0.0)
-    to_logits = (to_logits * scale).astype(h.dtype)
-    head_gradient += jnp.einsum("btd,btv->dv", h, to_logits, preferred_element_type=jnp.float32)
-    return head_gradient, jnp.einsum("btv,dv->btd", to_logits, head)
+    h = xs[0]
+    gradient = to_logits(*xs).astype(h.dtype)
+    head_gradient += jnp.einsum("btd,btv->dv", h, gradient, preferred_element_type=jnp.float32)
+    return head_gradient, jnp.einsum("btv,dv->btd", gradient, head)
 
-  n = chunks(B, T, V)
-  xs = tuple(split(x, n) for x in (hidden, targets, log_z, constant, slope, of_target))
-  head_gradient, hidden_gradient = jax.lax.scan(chunk, jnp.zeros((D, V), jnp.float32), xs)
+  xs = tuple(split(x, n) for x in (hidden, *rest))
+  head_gradient, hidden_gradient = jax.lax.scan(chunk, jnp.zeros(head.shape, jnp.float32), xs)
   return joined(hidden_gradient), head_gradient.astype(head.dtype)

@@ -23,12 +23,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import chip
-from kernels.mosaic import LANES, across, dot, over_lanes, parameters
+from kernels.mosaic import HIDDEN, LANES, LOG2_E, across, dot, over_lanes, parameters
 from kernels.paged_attention.items import Items, Layout, tokens_of_item
 from kernels.paged_attention.pages import Pages
 
-_HIDDEN = -1e30  # finite: a row may have seen no key yet
-_LOG2_E = math.log2(math.e)
 _HEADS, _KEYS, _TOKENS = 8, 1024, 256  # of a step, at most
 _ROW_BYTES = 8192  # of a step's rows, by one number of each
 _STRIP, _UNROLLED = 128, 8  # at most
@@ -115,7 +113,7 @@ def _kernel(sequences, positions, limits, first_blocks, page_table, query, *refs
   key_buffer, value_buffer, *scale_buffers = buffers
   heads, rows, H = query.shape
   keys, page_size = key_buffer.shape[2], sources[0].shape[2]
-  scale = _LOG2_E * H**-0.5
+  scale = LOG2_E * H**-0.5
   item, items = pl.program_id(1), pl.num_programs(1)
   position, limit = positions[item], limits[item]
   copies = _Copies(
@@ -158,7 +156,7 @@ def _kernel(sequences, positions, limits, first_blocks, page_table, query, *refs
       if not masked:
         return scores
       row = start + jax.lax.broadcasted_iota(jnp.int32, (strip, 1), 0)
-      return jnp.where(row >= first_row, scores, _HIDDEN)
+      return jnp.where(row >= first_row, scores, HIDDEN)
 
     def add(head, start, weights: jax.Array, rescale: jax.Array) -> None:
       values = value_buffer[buffer, head].astype(query.dtype)
@@ -192,7 +190,7 @@ def _kernel(sequences, positions, limits, first_blocks, page_table, query, *refs
     jax.lax.fori_loop(0, heads * strips_of_head // unrolled, some_strips, None)
 
   def of_rows(rows: int) -> None:
-    peak[:, :rows, :] = jnp.full((heads, rows, LANES), _HIDDEN)
+    peak[:, :rows, :] = jnp.full((heads, rows, LANES), HIDDEN)
     total[:, :rows, :] = jnp.zeros((heads, rows, LANES))
     sums[:, :rows, :] = jnp.zeros((heads, rows, H))
 
