@@ -123,6 +123,9 @@ def stage_rows(row: Row) -> list[dict[str, Any]]:
         "peak_gib": stage["hbm"]["peak"] / GIB,
         "binding": stage["roofline"]["binding"] if fits else None,
         "step_seconds": stage["predicted_step_s"]["overlapped"] if fits else None,
+        "scheduled_mfu": stage["predicted_mfu_scheduled"] if fits else None,
+        "roofline": stage["roofline"] if fits else None,
+        "saved_per_layer": stage["hbm_categories"].get("saved_activations", 0) / stage["layers"] if fits else None,
         "rematerialized": stage["flops_per_step"]["rematerialized"] / stage["flops_per_step"]["model"]
         if fits
         else None,
@@ -141,7 +144,10 @@ def print_peaks(rows: list[dict[str, Any]]) -> None:
 
 
 def print_stages(rows: list[dict[str, Any]]) -> None:
-  print(f"{'':36s} {'MFU':>6s} {'bound by':>9s} {'step, s':>9s} {'HBM, GiB':>9s} {'remat':>6s}  mesh")
+  print(
+    f"{'':36s} {'MFU':>6s} {'scheduled':>9s} {'bound by':>9s} {'step, s':>9s} {'HBM, GiB':>9s}"
+    f" {'saved, MiB a layer':>18s} {'remat':>6s}  mesh"
+  )
   for row in rows:
     if not row["fits"]:
       peak = f", peak {row['peak_gib']:.2f} GiB" if "peak_gib" in row else ""
@@ -149,7 +155,8 @@ def print_stages(rows: list[dict[str, Any]]) -> None:
       continue
     mesh = " ".join(f"{axis}={size}" for axis, size in row["mesh"].items())
     print(
-      f"{row['name']:36s} {row['ours']:6.1%} {row['binding']:>9s} {row['step_seconds']:9.3f} {row['peak_gib']:9.2f}"
+      f"{row['name']:36s} {row['ours']:6.1%} {row['scheduled_mfu']:9.1%} {row['binding']:>9s}"
+      f" {row['step_seconds']:9.3f} {row['peak_gib']:9.2f} {row['saved_per_layer'] / 2**20:18.1f}"
       f" {row['rematerialized']:6.1%}  {mesh}"
     )
 

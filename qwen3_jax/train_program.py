@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from qwen3_jax.batch import Batch
+from qwen3_jax.compiler_options import compiler_options
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.objectives.loss_output import Objective
@@ -83,6 +84,7 @@ class TrainProgram:
       donate_argnums=0,
       in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
       out_shardings=(shardings, replicated(mesh)),
+      compiler_options=compiler_options(mesh),
     )
     with jax.set_mesh(mesh):
       return jitted.lower(state, self.abstract_batch(mesh), jax.ShapeDtypeStruct((), np.float32))

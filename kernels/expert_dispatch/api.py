@@ -1,4 +1,10 @@
-"""Rows from every shard of a mesh axis to any other, in runs of any length."""
+"""Rows of tokens, in the order of the experts that they go to; and results, back in the order of tokens.
+
+Pallas kernels on TPU, XLA's gather and scatter elsewhere and for what the kernels do not take: dtypes other than
+float32 and bfloat16, columns that do not fill 32-bit lanes (D no multiple of 128, in bfloat16 of 256), rows that do not
+fill groups (R no multiple of `GROUP`), and more tokens than VMEM holds a few columns of. No derivative is defined on
+TPU: both are for passes whose derivative is written out.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +12,32 @@ import functools
 
 import jax
 
-from kernels.expert_dispatch import gathered
+from kernels.expert_dispatch import pallas_tpu, xla
+
+GROUP = pallas_tpu.GROUP  # rows that `combine` adds at once
 
 
-def exchange(
-  rows: jax.Array,
-  output: jax.Array,
-  input_offsets: jax.Array,
-  send_sizes: jax.Array,
-  output_offsets: jax.Array,
-  receive_sizes: jax.Array,
-  axis_name: str,
-) -> jax.Array:
-  """Under `shard_map`: sends a run of rows to each of the P shards of `axis_name`. A ragged all-to-all on TPU.
+def permute(x: jax.Array, index: jax.Array) -> jax.Array:
+  """x [T, D], index int32 [R] -> [R, D]: row i is x[index[i]], or zeros where the index is outside of 0..T - 1."""
+  if not pallas_tpu.supported(x.shape[0], index.shape[0], x.shape[1], x.dtype):
+    return xla.permute(x, index)
+  return jax.lax.platform_dependent(x, index, tpu=pallas_tpu.permute, default=xla.permute)
+
+
+def combine(rows: jax.Array, index: jax.Array, weights: jax.Array, T: int) -> jax.Array:
+  """The weighted sum of the rows of each token, in float32, rounded to the dtype of rows.
 
   Args:
-    rows: [M, ...].
-    output: [R, ...]; returned with the received runs written over it.
-    input_offsets, send_sizes: int32 [P]; shard d gets rows[input_offsets[d] :][: send_sizes[d]].
-    output_offsets: int32 [P]; where that run starts in shard d's output.
-    receive_sizes: int32 [P]; how many rows come from each shard.
-    axis_name: a mesh axis.
+    rows: [R, D]; where the index is outside of 0..T - 1 a row is not used, whatever it holds.
+    index: int32 [R]: the token that a row is added to. Each `GROUP` of rows, counted from the first, holds a token at
+      most once.
+    weights: float32 [R].
+    T: tokens.
+
+  Returns:
+    [T, D]: row t is the sum of weights[i] * rows[i] over all i with index[i] == t.
   """
-  ragged = functools.partial(jax.lax.ragged_all_to_all, axis_name=axis_name)
-  by_gather = functools.partial(gathered.exchange, axis_name=axis_name)
-  arguments = (rows, output, input_offsets, send_sizes, output_offsets, receive_sizes)
-  return jax.lax.platform_dependent(*arguments, cpu=by_gather, default=lambda *arguments: ragged(*arguments))
+  if not pallas_tpu.supported(T, rows.shape[0], rows.shape[1], rows.dtype):
+    return xla.combine(rows, index, weights, T)
+  kernel, default = (functools.partial(implementation.combine, T=T) for implementation in (pallas_tpu, xla))
+  return jax.lax.platform_dependent(rows, index, weights, tpu=kernel, default=default)

@@ -43,7 +43,7 @@ def _pairs(group_sizes: jax.Array, M: int, tile: int, with_empty: bool) -> tuple
   spanned = jnp.where(group_sizes > 0, -(-ends // tile) - first, int(with_empty))
   last_pair = jnp.cumsum(spanned, dtype=jnp.int32)
   pair = jnp.arange(tiles + E, dtype=jnp.int32)  # neighbours share at most a tile
-  groups = jnp.minimum(jnp.searchsorted(last_pair, pair, side="right"), E - 1).astype(jnp.int32)
+  groups = jnp.minimum(jnp.searchsorted(last_pair, pair, side="right", method="compare_all"), E - 1).astype(jnp.int32)
   place = first[groups] + pair - (last_pair - spanned)[groups]
   return _Pairs(groups, jnp.clip(place, 0, tiles - 1), offsets), last_pair[-1]
 

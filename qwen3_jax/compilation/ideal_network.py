@@ -22,8 +22,9 @@ def ideal_collectives(program: TrainProgram, mesh: Mesh, parameters: Any) -> lis
 
   Weights: what token axes split is gathered twice a micro-batch, for the forward and the backward pass, in bfloat16,
   which matmuls read whatever the activations are; its gradient is scattered once a micro-batch, and over token axes
-  that do not split it summed once a step, both in the activations' type. Experts: an all-to-all of t * k * D * a out
-  and back, forward and backward. Tensor: two sums of t * D * a each way. Context: the row's keys and values gathered
+  that do not split it summed once a step, both in the activations' type. Experts: out and back, forward and backward,
+  the cheaper of an all-to-all of t * k * D * a and all tokens gathered and scattered. Tensor: two sums of t * D * a
+  each way. Context: the row's keys and values gathered
   for each pass, their gradients scattered. Recomputation sends nothing.
   """
   model, sizes = program.model, dict(mesh.shape)
@@ -41,12 +42,17 @@ def ideal_collectives(program: TrainProgram, mesh: Mesh, parameters: Any) -> lis
       found.extend([Collective(kind, model.dtype, axis, group, payload, repeats, scope)] * times)
 
   if model.is_moe:
-    add(ALL_TO_ALL, "expert", tokens * model.num_experts_per_token * model.hidden_size * activation, 4, "experts")
+    row, n, k = tokens * model.hidden_size * activation, sizes["expert"], model.num_experts_per_token
+    if n <= k:
+      add(ALL_GATHER, "expert", n * row, 2, "experts")
+      add(REDUCE_SCATTER, "expert", n * row, 2, "experts")
+    else:
+      add(ALL_TO_ALL, "expert", k * row, 4, "experts")
   add(ALL_REDUCE, "tensor", tokens * model.hidden_size * activation, 4, "tensor")
   key_value = 2 * model.num_kv_heads * model.head_dim // sizes["tensor"]
-  row = tokens * sizes["context"] * key_value * activation
-  add(ALL_GATHER, "context", row, 2, "keys and values")
-  add(REDUCE_SCATTER, "context", row, 1, "keys and values")
+  whole_rows = tokens * sizes["context"] * key_value * activation
+  add(ALL_GATHER, "context", whole_rows, 2, "keys and values")
+  add(REDUCE_SCATTER, "context", whole_rows, 1, "keys and values")
   return found
 
 

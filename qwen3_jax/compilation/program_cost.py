@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from qwen3_jax.compilation.collectives import Collective, read_collective
+from qwen3_jax.compilation.collectives import KINDS, Collective, read_collective
 from qwen3_jax.compilation.hbm_traffic import instruction_traffic
 from qwen3_jax.compilation.hlo import Computation, Instruction, Module
 from qwen3_jax.compilation.matmul_flops import matmul_flops
@@ -13,6 +13,26 @@ from qwen3_jax.compilation.trip_counts import TripCounts
 from qwen3_jax.models.expert_parallel import UNBALANCED
 
 _REMATTED = "rematted_computation"  # the scope in which jax.checkpoint recomputes
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+  """Where a computation starts collectives or needs what they bring; both at once if it does nothing else meanwhile."""
+
+  flops: float  # of what the computation has done before
+  hbm_bytes: float
+  starts: str = ""  # a name
+  collectives: range = range(0)  # that start, of the cost's
+  needs: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+  """The events of one computation, in the order of the schedule."""
+
+  events: tuple[Event, ...]
+  first: int = 0  # of the cost's collectives, from which the events count
+  times: int = 1  # executions
 
 
 @dataclasses.dataclass
@@ -23,6 +43,7 @@ class Cost:
   rematted_flops: float = 0.0  # the part of `flops` that jax.checkpoint recomputes
   hbm_bytes: float = 0.0
   collectives: list[Collective] = dataclasses.field(default_factory=list)
+  timelines: list[Timeline] = dataclasses.field(default_factory=list)
   uncounted_kernels: set[str] = dataclasses.field(default_factory=set)  # custom calls that state no cost
   data_dependent_loops: set[str] = dataclasses.field(default_factory=set)  # counted as one iteration
   unbalanced_rounds: bool = False  # whether there are rounds that only an unbalanced router needs; not counted
@@ -34,6 +55,10 @@ class Cost:
     self.rematted_flops += factor * other.rematted_flops
     self.hbm_bytes += factor * other.hbm_bytes
     around = () if times is None else (times,)
+    first = len(self.collectives)
+    self.timelines += [
+      Timeline(timeline.events, first + timeline.first, factor * timeline.times) for timeline in other.timelines
+    ]
     self.collectives += [dataclasses.replace(item, loops=around + item.loops) for item in other.collectives]
     self.uncounted_kernels |= other.uncounted_kernels
     self.data_dependent_loops |= other.data_dependent_loops
@@ -61,8 +86,25 @@ class _Walk:
   def cost(self, computation: Computation) -> Cost:
     if computation.name not in self._known:
       total = Cost()
+      events = []
+      sent_bytes = 0.0  # of HBM, by collectives: not the device's work
       for instruction in computation:
+        first, timelines = len(total.collectives), len(total.timelines)
+        before = (total.flops, total.hbm_bytes - sent_bytes)
         self._add_instruction(total, instruction, computation)
+        started = range(first, len(total.collectives))
+        starts = started and (instruction.opcode.endswith("-start") or instruction.opcode in KINDS)
+        if starts:
+          sent_bytes = total.hbm_bytes - before[1]
+        if starts and instruction.opcode not in KINDS:
+          del total.timelines[timelines:]  # what it calls runs beside this computation
+          events.append(Event(*before, instruction.name, started))
+        elif instruction.opcode.endswith("-done"):
+          events.append(Event(*before, needs=instruction.operands[0]))
+        elif starts:
+          events.append(Event(*before, instruction.name, started, instruction.name))
+      if any(event.collectives for event in events):
+        total.timelines.append(Timeline(tuple(events)))
       self._known[computation.name] = total
     return self._known[computation.name]
 

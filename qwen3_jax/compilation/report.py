@@ -28,7 +28,7 @@ from qwen3_jax.compilation.memory import (
   shard_shapes,
 )
 from qwen3_jax.compilation.program_cost import Cost, program_cost
-from qwen3_jax.compilation.roofline import Roofline, roofline
+from qwen3_jax.compilation.roofline import Roofline, roofline, waits
 from qwen3_jax.compilation.topologies import Topology
 from qwen3_jax.train_program import TrainProgram
 
@@ -50,6 +50,7 @@ def compile_report(program: Program, lowered: Lowered, mesh: Mesh, topology: Top
     "devices": topology.device_count,
     "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
     "parameters": program.model.parameter_count(),
+    "layers": program.model.num_layers,
     "tokens_per_step": program.tokens_per_step,
     "fits": isinstance(result, Compiled),
     "lower_seconds": lowered.seconds,
@@ -116,12 +117,17 @@ def _measured(
       "recompute": cost.flops * devices - program.flops_per_step,
       "rematerialized": cost.rematted_flops * devices,
     },
-    "collectives": summarize(cost.collectives, network, program.model.num_layers),
+    "collectives": summarize(cost.collectives, waits(cost, topology.chip, network), network, program.model.num_layers),
     "network_bytes": _sent(cost.collectives, program.model.num_layers),
     "ideal_network_bytes": _sent(ideal, program.model.num_layers) if ideal is not None else None,
     "roofline": _roofline(bounds),
-    "predicted_step_s": {"overlapped": bounds.overlapped, "serial": bounds.serial},
+    "predicted_step_s": {
+      "overlapped": bounds.overlapped,
+      "scheduled": bounds.scheduled,
+      "serial": bounds.serial,
+    },
     "predicted_mfu": _mfu(program, bounds.overlapped, topology),
+    "predicted_mfu_scheduled": _mfu(program, bounds.scheduled, topology),
     "predicted_mfu_serial": _mfu(program, bounds.serial, topology),
     "notes": _notes(cost, memory),
   }
@@ -134,6 +140,7 @@ def _roofline(bounds: Roofline) -> Report:
     "network_s": bounds.network,
     "ici_s": bounds.ici,
     "dcn_s": bounds.dcn,
+    "waiting_s": bounds.waiting,
     "binding": bounds.binding,
   }
 
@@ -160,14 +167,14 @@ def _notes(cost: Cost, memory: MemoryStatistics) -> list[str]:
   return notes
 
 
-def summarize(collectives: list[Collective], network: Network, num_layers: int) -> list[Report]:
+def summarize(collectives: list[Collective], waited: list[float], network: Network, num_layers: int) -> list[Report]:
   """One entry per kind, mesh axes, element type and loops around; most time first.
 
-  `count`, `bytes` (sent by one device) and `seconds` are totals of a step; `per_layer` says that the layer loop is
-  one of the loops around.
+  `count`, `bytes` (sent by one device), `seconds` and `waiting_seconds` are totals of a step; `per_layer` says that the
+  layer loop is one of the loops around.
   """
   entries: dict[tuple, Report] = {}
-  for item in collectives:
+  for item, wait in zip(collectives, waited):
     key = (item.kind, item.axes, item.dtype, item.loops)
     entry = entries.setdefault(
       key,
@@ -181,12 +188,14 @@ def summarize(collectives: list[Collective], network: Network, num_layers: int) 
         "count": 0,
         "bytes": 0.0,
         "seconds": 0.0,
+        "waiting_seconds": 0.0,
         "scopes": [],
       },
     )
     entry["count"] += item.count
     entry["bytes"] += item.network_bytes * item.count
     entry["seconds"] += network.seconds(item) * item.count
+    entry["waiting_seconds"] += wait
     if item.scope and item.scope not in entry["scopes"]:
       entry["scopes"].append(item.scope)
   return sorted(entries.values(), key=lambda entry: -entry["seconds"])

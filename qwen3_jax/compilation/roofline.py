@@ -17,6 +17,7 @@ class Roofline:
   memory: float  # HBM
   ici: float
   dcn: float  # between slices
+  waiting: float  # the part of ici and dcn with too little scheduled beside it: the device waits
 
   @property
   def network(self) -> float:
@@ -26,6 +27,11 @@ class Roofline:
   def overlapped(self) -> float:
     """Step time if all resources work at once."""
     return max(self.compute, self.memory, self.network)
+
+  @property
+  def scheduled(self) -> float:
+    """Step time if arithmetic and HBM work at once, and the network as the compiler has scheduled it."""
+    return max(self.compute, self.memory, self.network, max(self.compute, self.memory) + self.waiting)
 
   @property
   def serial(self) -> float:
@@ -48,4 +54,30 @@ def roofline(cost: Cost, chip: Chip, network: Network) -> Roofline:
     memory=cost.hbm_bytes / chip.device_hbm_bandwidth,
     ici=seconds[False],
     dcn=seconds[True],
+    waiting=sum(waits(cost, chip, network)),
   )
+
+
+def waits(cost: Cost, chip: Chip, network: Network) -> list[float]:
+  """Of each of the cost's collectives, seconds of a step in which its device has nothing else to do.
+
+  The schedule is gone through with arithmetic and HBM at their peaks, and one collective at a time on the network.
+  """
+  waited = [0.0] * len(cost.collectives)
+  for timeline in cost.timelines:
+    clock = work = free = 0.0  # the device's time, what of it is work, and when the network is free
+    ends: dict[str, float] = {}
+    started: dict[str, list[int]] = {}
+    for event in timeline.events:
+      done = max(event.flops / chip.device_peak_flops, event.hbm_bytes / chip.device_hbm_bandwidth)
+      clock, work = clock + done - work, done
+      if event.starts:
+        started[event.starts] = [timeline.first + i for i in event.collectives]
+        free = max(free, clock) + sum(network.seconds(cost.collectives[i]) for i in started[event.starts])
+        ends[event.starts] = free
+      if event.needs in ends:
+        wait = max(ends[event.needs] - clock, 0.0)
+        clock += wait
+        for i in started[event.needs]:
+          waited[i] += wait * timeline.times / len(started[event.needs])
+  return waited

@@ -56,7 +56,7 @@ def sweep(config: ConfigDict, topology: Topology, limit: int, out: Console) -> l
     report = compile_report(program, lower(program, mesh), mesh, topology)
     name = " ".join(f"{key.split('.')[-1]}={value}" for key, value in candidate.change.items())
     results.append({"name": name, "stage": stage, "change": candidate.change} | report)
-    told = duration(report["predicted_step_s"]["overlapped"]) if report["fits"] else "does not fit"
+    told = duration(report["predicted_step_s"]["scheduled"]) if report["fits"] else "does not fit"
     out.print(f"{number}/{min(limit, len(found))} {name}: {told}, compiled in {report['compile_seconds']:.0f} s")
   return sorted(results, key=_rank)
 
@@ -97,8 +97,8 @@ def print_ranking(results: list[Report], out: Console) -> None:
     [
       result["name"],
       size(result["hbm"]["peak"]),
-      duration(result["predicted_step_s"]["overlapped"]) if result["fits"] else "does not fit",
-      f"{result['predicted_mfu']:.1%}" if result["fits"] else "",
+      duration(result["predicted_step_s"]["scheduled"]) if result["fits"] else "does not fit",
+      f"{result['predicted_mfu_scheduled']:.1%}" if result["fits"] else "",
       result["roofline"]["binding"] if result["fits"] else f"+{size(result['overflow_bytes'])}",
     ]
     for result in results
@@ -112,7 +112,7 @@ def _order(candidate: Candidate, topology: Topology) -> tuple:
 
 
 def _rank(result: Report) -> tuple:
-  return not result["fits"], result["predicted_step_s"]["overlapped"] if result["fits"] else result["overflow_bytes"]
+  return not result["fits"], result["predicted_step_s"]["scheduled"] if result["fits"] else result["overflow_bytes"]
 
 
 def _divisors(number: int) -> list[int]:

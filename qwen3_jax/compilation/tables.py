@@ -56,8 +56,8 @@ def verdict(report: Report) -> str:
   return (
     f"[bold green]fits[/bold green]: {hbm['peak'] / GIB:.2f} of {hbm['limit'] / GIB:.2f} GiB per device."
     f" At the roofline {report['predicted_mfu']:.1%} MFU, bound by {report['roofline']['binding']}:"
-    f" {duration(step['overlapped'])} per step if everything overlaps, {duration(step['serial'])}"
-    f" ({report['predicted_mfu_serial']:.1%}) if nothing does"
+    f" {duration(step['overlapped'])} per step if everything overlaps, {duration(step['scheduled'])}"
+    f" ({report['predicted_mfu_scheduled']:.1%}) with the network as it is scheduled"
   )
 
 
@@ -116,6 +116,7 @@ def _time_table(report: Report) -> Table:
     ["    of which remat", "", f"{flops['rematerialized'] / model:.1%} of model"],
     ["memory", duration(times["memory_s"]), "upper estimate"],
     ["network", duration(times["network_s"]), f"{size(report['network_bytes']['step'])} sent"],
+    ["  waited for", duration(times["waiting_s"]), "by the schedule"],
   ]
   return _table("Roofline, one step of one device", ("", "time", ""), rows)
 
@@ -132,10 +133,11 @@ def _collectives_table(report: Report) -> Table:
       size(entry["bytes"] / entry["count"]),
       size(entry["bytes"]),
       duration(entry["seconds"]),
+      duration(entry["waiting_seconds"]),
     ]
     for entry in report["collectives"]
   ]
-  columns = ("collective", "mesh axes", "members", "type", "loops", "count", "each", "a step", "time")
+  columns = ("collective", "mesh axes", "members", "type", "loops", "count", "each", "a step", "time", "waited")
   return _table("Network, sent by one device", columns, rows)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from kernels.ordering import after
+from kernels.ordering import after, late_gradient
 from qwen3_jax.models.attention import Attention
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.context_parallel import from_balanced, to_balanced
@@ -32,6 +32,7 @@ class Hidden:
   """What the layers produce, before the head."""
 
   final: jax.Array  # [B, T, D] after the final norm
+  head: jax.Array  # [D, V]
   layers: jax.Array | None  # [L, B, T, D] each layer's input, when asked for
   router: RouterStatistics | None  # leading axis L; None when dense
 
@@ -103,12 +104,16 @@ class Transformer(nnx.Module):
     if split:
       tokens, positions, segment_ids = (to_balanced(mesh, x) for x in (tokens, positions, segment_ids))
     x = constrain(self.embed(tokens), "batch", "length", "embed")
+    head = self.head_kernel
+    if self.config.tie_word_embeddings:
+      # Else XLA makes the head's gradient float32, to add the table's, before the backward pass through the layers.
+      head, x = late_gradient(head.astype(x.dtype), x)
     rope = rotation(self.config, positions)
     x, (layers, router) = self._run_layers(x, rope, segment_ids, return_layers)
     if split:
       x = from_balanced(mesh, x)
       layers = None if layers is None else jax.vmap(lambda x: from_balanced(mesh, x))(layers)
-    return Hidden(self.final_norm(x), layers, router)
+    return Hidden(self.final_norm(x), head, layers, router)
 
   def _run_layers(self, x, rope, segment_ids, return_layers: bool):
     """x [B, T, D] after the last layer, and each layer's input, if asked for, and statistics."""

@@ -17,7 +17,7 @@ def next_token(z_loss: float = 0.0) -> Objective:
   def objective(model: Transformer, batch: Batch, rng: jax.Array) -> LossOutput:
     del rng  # nothing here is random
     hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
-    loss, correct = token_loss(model, hidden.final, batch.targets, batch.loss_weights, z_loss)
+    loss, correct = token_loss(hidden.final, hidden.head, batch.targets, batch.loss_weights, z_loss)
     return LossOutput(
       loss_sum=loss,
       weight=jnp.sum(batch.loss_weights),

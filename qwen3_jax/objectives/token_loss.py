@@ -7,19 +7,18 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from kernels.linear_cross_entropy.api import linear_cross_entropy
-from qwen3_jax.models.transformer import Transformer
 from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
 
 def token_loss(
-  model: Transformer, hidden: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
+  hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
 ) -> tuple[jax.Array, jax.Array]:
-  """`linear_cross_entropy` of hidden [B, T, D] with the model's head: sums over the global batch.
+  """`linear_cross_entropy` of hidden [B, T, D] with the head [D, V]: sums over the global batch.
 
   On a mesh the head is gathered once, its gradient is added up on each device and scattered once; over
   `tensor` the vocabulary stays split.
   """
-  head = model.head_kernel.astype(hidden.dtype)
+  head = head.astype(hidden.dtype)
   mesh = batch_mesh(*targets.shape)
   if mesh is None:
     return linear_cross_entropy(hidden, head, targets, weights, z_loss)

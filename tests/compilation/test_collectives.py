@@ -7,6 +7,8 @@ import pytest
 from qwen3_jax.compilation.chips import CHIPS
 from qwen3_jax.compilation.collectives import Collective, Network, read_collective, ring_bytes
 from qwen3_jax.compilation.hlo import parse_module
+from qwen3_jax.compilation.program_cost import program_cost
+from qwen3_jax.compilation.roofline import roofline, waits
 from qwen3_jax.compilation.topologies import parse_topology
 
 MIB = 2**20
@@ -121,3 +123,41 @@ def test_slices_are_joined_by_the_data_centre_network():
   assert network.crosses_slices(across)
   assert network.seconds(across) == pytest.approx(1e9 / 6.25e9)
   assert not network.crosses_slices(Collective("all-reduce", "f32", "fsdp", (0, 1), 10**9))
+
+
+SCHEDULE = """HloModule jit_step, is_scheduled=true, entry_computation_layout={()->()}
+
+%gather (p: bf16[512,1024]) -> bf16[1024,1024] {
+  %p = bf16[512,1024]{1,0} parameter(0)
+  ROOT %gathered = bf16[1024,1024]{1,0} all-gather(%p), replica_groups=[2,2]<=[4], dimensions={0}
+}
+
+ENTRY %main (x: bf16[512,1024], y: bf16[1024,1024]) -> bf16[1024,1024] {
+  %x = bf16[512,1024]{1,0} parameter(0)
+  %y = bf16[1024,1024]{1,0} parameter(1)
+  %alone = bf16[1024,1024]{1,0} all-gather(%x), replica_groups=[2,2]<=[4], dimensions={0}
+  %begin = ((bf16[512,1024]), bf16[1024,1024]) call-start(%x), async_execution_thread="sparsecore", to_apply=%gather
+  %other = ((bf16[512,1024]), bf16[1024,1024]) call-start(%x), async_execution_thread="sparsecore", to_apply=%gather
+  %product = bf16[1024,1024]{1,0} dot(%y, %alone), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %end = bf16[1024,1024]{1,0} call-done(%begin)
+  %power = bf16[1024,1024]{1,0} dot(%product, %end), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %other_end = bf16[1024,1024]{1,0} call-done(%other)
+  ROOT %out = bf16[1024,1024]{1,0} dot(%power, %other_end), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+
+
+def test_what_runs_beside_a_collective_is_not_waited_for():
+  topology = parse_topology("v5p:2x2x1")
+  places = [types.SimpleNamespace(coords=(x, y, 0)) for x in range(2) for y in range(2)]
+  network = Network(topology, places)
+  cost = program_cost(parse_module(SCHEDULE), MESH)
+  each = MIB / 100e9  # half of the output over one link
+  product = max(2 * 1024**3 / 459e12, 3 * 2 * MIB / 2765e9)
+  assert 0 < product < each
+  bounds = roofline(cost, topology.chip, network)
+  assert bounds.network == pytest.approx(3 * each)
+  # The second has a product beside it; the third comes over the network after it, beside the other product.
+  assert waits(cost, topology.chip, network) == pytest.approx([each, each - product, each - product])
+  assert bounds.waiting == pytest.approx(3 * each - 2 * product)
+  assert bounds.scheduled == pytest.approx(max(bounds.compute, bounds.memory) + bounds.waiting)

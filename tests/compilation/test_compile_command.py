@@ -50,6 +50,8 @@ def test_a_stage_that_fits(tmp_path):
   longest = max(times["compute_s"], times["memory_s"], times["network_s"])
   assert times[f"{times['binding']}_s"] == longest == report["predicted_step_s"]["overlapped"]
   assert report["predicted_mfu"] == pytest.approx(flops["model"] / (longest * 4 * 459e12))
+  assert 0 < times["waiting_s"] <= times["network_s"]
+  assert longest < report["predicted_step_s"]["scheduled"] <= report["predicted_step_s"]["serial"]
   assert report["compile_seconds"] > 0 and report["lower_seconds"] > 0 and report["host_peak_bytes"] > 2**27
 
 
@@ -90,7 +92,7 @@ def test_sweep(tmp_path):
   assert code == 0, output
   found = json.loads((tmp_path / "sweep.json").read_text())["candidates"]
   assert len(found) == 2 and len({json.dumps(candidate["change"]) for candidate in found}) == 2
-  steps = [candidate["predicted_step_s"]["overlapped"] for candidate in found if candidate["fits"]]
+  steps = [candidate["predicted_step_s"]["scheduled"] for candidate in found if candidate["fits"]]
   assert steps == sorted(steps)
   assert "candidates; compiling the 2 most promising" in output and "bound by" in output
 

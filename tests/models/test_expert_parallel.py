@@ -4,10 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
-from kernels.expert_dispatch.api import exchange
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.expert_parallel import expert_feed_forward
 from qwen3_jax.models.moe import dense_dispatch
@@ -64,25 +61,3 @@ def test_no_mesh_or_an_uneven_batch_is_left_to_the_caller():
   assert expert_feed_forward(config, *arguments(BIAS["spread"])) is None
   with jax.set_mesh(make_mesh({"expert": 8})):
     assert expert_feed_forward(config, *arguments(BIAS["spread"], B=3)) is None
-
-
-def test_exchange_moves_every_run_to_its_place():
-  shards, M, R = 4, 10, 14
-  rng = np.random.default_rng(0)
-  sizes = rng.integers(0, 4, (shards, shards)).astype(np.int32)  # [source, shard]
-  sizes[1] = 0  # one shard sends nothing
-  starts = np.cumsum(sizes, axis=1, dtype=np.int32) - sizes
-  places = np.cumsum(sizes, axis=0, dtype=np.int32) - sizes + 1  # the first row of every output stays
-  rows = rng.normal(size=(shards, M, 3)).astype(np.float32)
-  output = rng.normal(size=(shards, R, 3)).astype(np.float32)
-  expected = output.copy()
-  for source in range(shards):
-    for shard in range(shards):
-      n, start, place = sizes[source, shard], starts[source, shard], places[source, shard]
-      expected[shard, place : place + n] = rows[source, start : start + n]
-
-  mesh = jax.make_mesh((shards,), ("x",), devices=jax.devices()[:shards], axis_types=(AxisType.Auto,))
-  local = lambda *arguments: exchange(*(argument[0] for argument in arguments), "x")[None]
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
-  result = jax.jit(mapped)(rows, output, starts, sizes, places, np.ascontiguousarray(sizes.T))
-  np.testing.assert_array_equal(result, expected)
