@@ -10,6 +10,7 @@ _SPARSE_CORE = {
   "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
   "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
   "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+  "xla_tpu_enable_sparse_core_offload_queuing_in_lhs": "true",  # several wait for the SparseCores, not the device
 }
 _WITHOUT_SPARSE_CORES = ("TPU v5 lite", "TPU v5e")
 

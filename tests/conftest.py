@@ -1,4 +1,4 @@
-"""Every test sees eight CPU devices; compiled programs are cached between runs."""
+"""Every test sees eight CPU devices; programs are compiled with few optimisations, and cached between runs."""
 
 import os
 import pathlib
@@ -9,6 +9,10 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+_flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{_flags} --xla_backend_optimization_level=0"  # compiling is most of what small tests do
+jax.devices()  # reads the flags, which processes that tests start do not get
+os.environ["XLA_FLAGS"] = _flags
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -131,6 +131,11 @@ class Network:
     bandwidth, hops = self._paths(collective.group)
     return collective.network_bytes * (hops if collective.kind in _EXCHANGES else 1.0) / bandwidth
 
+  def sides(self, collective: Collective) -> tuple[int, ...]:
+    """The sides of the torus that a group covers, and one more if it covers several slices."""
+    places = self._places[list(collective.group)]
+    return tuple(side for side in range(places.shape[1]) if len(set(places[:, side])) > 1)
+
   def crosses_slices(self, collective: Collective) -> bool:
     return len(set(self._places[list(collective.group), -1])) > 1
 

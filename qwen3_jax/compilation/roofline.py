@@ -61,23 +61,27 @@ def roofline(cost: Cost, chip: Chip, network: Network) -> Roofline:
 def waits(cost: Cost, chip: Chip, network: Network) -> list[float]:
   """Of each of the cost's collectives, seconds of a step in which its device has nothing else to do.
 
-  The schedule is gone through with arithmetic and HBM at their peaks, and one collective at a time on the network.
+  The schedule is gone through with arithmetic and HBM at their peaks. Collectives along different sides of the torus
+  use different links; along the same side they come one after another.
   """
   waited = [0.0] * len(cost.collectives)
   for timeline in cost.timelines:
-    clock = work = free = 0.0  # the device's time, what of it is work, and when the network is free
-    ends: dict[str, float] = {}
-    started: dict[str, list[int]] = {}
+    clock = work = 0.0  # the device's time, and what of it is work
+    free: dict[int, float] = {}  # when the links of a side are
+    under_way: dict[str, tuple[float, list[int]]] = {}  # until when, which
     for event in timeline.events:
       done = max(event.flops / chip.device_peak_flops, event.hbm_bytes / chip.device_hbm_bandwidth)
       clock, work = clock + done - work, done
       if event.starts:
-        started[event.starts] = [timeline.first + i for i in event.collectives]
-        free = max(free, clock) + sum(network.seconds(cost.collectives[i]) for i in started[event.starts])
-        ends[event.starts] = free
-      if event.needs in ends:
-        wait = max(ends[event.needs] - clock, 0.0)
-        clock += wait
-        for i in started[event.needs]:
-          waited[i] += wait * timeline.times / len(started[event.needs])
+        end, started = clock, [timeline.first + i for i in event.collectives]
+        for collective in (cost.collectives[i] for i in started):
+          sides = network.sides(collective)
+          end = max([end, *(free.get(side, 0.0) for side in sides)]) + network.seconds(collective)
+          free |= dict.fromkeys(sides, end)
+        under_way[event.starts] = end, started
+      if event.needs in under_way:
+        end, started = under_way.pop(event.needs)
+        for i in started:
+          waited[i] += max(end - clock, 0.0) * timeline.times / len(started)
+        clock = max(clock, end)
   return waited

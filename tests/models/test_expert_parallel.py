@@ -16,7 +16,7 @@ BIAS = {"spread": [0] * E, "all on one shard": [9, 8] + [0] * (E - 2), "on two, 
 # one shard that gets all tokens; what the first round leaves is kept (dots) or computed again (full).
 CASES = [
   ({"expert": 8}, "spread", 4096, 1.25, "dots"),
-  ({"expert": 8}, "all on one shard", 4, 1.0, "full"),
+  ({"expert": 8}, "all on one shard", 2, 1.0, "full"),
   ({"fsdp": 2, "expert": 4}, "spread", 8, 0.4, "dots"),
   ({"fsdp": 2, "expert": 4}, "on two, six empty", 4096, 1.25, "dots"),
   ({"expert": 2, "tensor": 2, "context": 2}, "spread", 8, 0.4, "full"),
