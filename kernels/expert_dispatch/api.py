@@ -4,6 +4,10 @@ Pallas kernels on TPU, XLA's gather and scatter elsewhere and for what the kerne
 float32 and bfloat16, columns that do not fill 32-bit lanes (D no multiple of 128, in bfloat16 of 256), rows that do not
 fill groups (R no multiple of `GROUP`), and more tokens than VMEM holds a few columns of. No derivative is defined on
 TPU: both are for passes whose derivative is written out.
+
+How tokens get to other devices is in qwen3_jax/models/expert_parallel.py, and is not a kernel: the compiler schedules
+gathers and scatters beside kernels by itself (tests/compilation/test_overlap.py), where its ragged all-to-all blocks.
+Up to 8 shards, as many as a token has experts, they send no more than an all-to-all of a token's slots.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class _Blocks(NamedTuple):
   panel: int = 8192  # keys whose gradients are summed in VMEM
 
 
-# By the columns of the matrix unit; benchmarks/kernel_cycles.py prints the cycles from which they were chosen.
+# By the columns of the matrix unit; benchmarks/tune_blocks.py makes it from static cycles.
 _BLOCKS = {128: _Blocks(), 256: _Blocks(keys=1024)}
 
 
