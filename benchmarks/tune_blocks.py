@@ -4,7 +4,8 @@
 
 Compiles forward and backward kernel with every candidate and prints cycles for 1,024 queries by 1,024 keys of one head.
 `*` marks the fewest, `<` what kernels/flash_attention/pallas_tpu.py has. A candidate that the compiler refuses, for
-want of VMEM, has no cycles. Minutes for a chip.
+want of VMEM, has no cycles. Cycles are of a block that no mask cuts: larger ones have more that a mask does cut. Minutes
+for a chip.
 """
 
 from __future__ import annotations
