@@ -87,6 +87,7 @@ class _Walk:
     if computation.name not in self._known:
       total = Cost()
       events = []
+      origin: dict[str, str] = {}  # what an update carries on
       sent_bytes = 0.0  # of HBM, by collectives: not the device's work
       for instruction in computation:
         first, timelines = len(total.collectives), len(total.timelines)
@@ -99,8 +100,10 @@ class _Walk:
         if starts and instruction.opcode not in KINDS:
           del total.timelines[timelines:]  # what it calls runs beside this computation
           events.append(Event(*before, instruction.name, started))
+        elif instruction.opcode.endswith("-update") and instruction.operands:
+          origin[instruction.name] = origin.get(instruction.operands[0], instruction.operands[0])
         elif instruction.opcode.endswith("-done"):
-          events.append(Event(*before, needs=instruction.operands[0]))
+          events.append(Event(*before, needs=origin.get(instruction.operands[0], instruction.operands[0])))
         elif starts:
           events.append(Event(*before, instruction.name, started, instruction.name))
       if any(event.collectives for event in events):

@@ -139,7 +139,8 @@ ENTRY %main (x: bf16[512,1024], y: bf16[1024,1024]) -> bf16[1024,1024] {
   %begin = ((bf16[512,1024]), bf16[1024,1024]) call-start(%x), async_execution_thread="sparsecore", to_apply=%gather
   %other = ((bf16[512,1024]), bf16[1024,1024]) call-start(%x), async_execution_thread="sparsecore", to_apply=%gather
   %product = bf16[1024,1024]{1,0} dot(%y, %alone), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-  %end = bf16[1024,1024]{1,0} call-done(%begin)
+  %on = ((bf16[512,1024]), bf16[1024,1024]) call-update(%begin)
+  %end = bf16[1024,1024]{1,0} call-done(%on)
   %power = bf16[1024,1024]{1,0} dot(%product, %end), lhs_contracting_dims={1}, rhs_contracting_dims={0}
   %other_end = bf16[1024,1024]{1,0} call-done(%other)
   ROOT %out = bf16[1024,1024]{1,0} dot(%power, %other_end), lhs_contracting_dims={1}, rhs_contracting_dims={0}
