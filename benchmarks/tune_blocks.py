@@ -4,7 +4,7 @@
 
 Compiles forward and backward kernel with every candidate and prints cycles for 1,024 queries by 1,024 keys of one head.
 `*` marks the fewest, `<` what kernels/flash_attention/pallas_tpu.py has. A candidate that the compiler refuses, for
-want of VMEM, has no cycles. Cycles are of a block that no mask cuts: larger ones have more that a mask does cut. Minutes
+want of VMEM, has no cycles. Cycles are of a block that no mask cuts: of larger ones a mask cuts more. Minutes
 for a chip.
 """
 
