@@ -62,9 +62,15 @@ def test_ideal_network_of_experts_and_context():
   config.stages.s1.update(batch_size=16, micro_batches=1)
   config.model.num_layers = 3
   program = make_program(config, "s1")
-  totals = sent(program, make_mesh({"expert": 4, "context": 2}))
+  mesh = make_mesh({"expert": 4, "context": 2})
+  totals = sent(program, mesh)
   D, F, H, K, tokens = 2048, 768, 128, 4, 16 * 4096 / 8
-  assert totals["all-to-all", "expert"] == pytest.approx(3 * 4 * tokens * 8 * D * 2 * 3 / 4)
+  assert totals["all-gather", "expert"] == pytest.approx(
+    3 * 2 * tokens * D * 2 * 3
+  )  # cheaper than 8 choices of a token
+  assert totals["reduce-scatter", "expert"] == totals["all-gather", "expert"]
+  few = sent(dataclasses.replace(program, model=program.model.replace(num_experts_per_token=2)), mesh)
+  assert few["all-to-all", "expert"] == pytest.approx(3 * 4 * tokens * 2 * D * 2 * 3 / 4)
   keys_and_values, experts = (tokens * 2) * 2 * K * H, 128 / 4 * 3 * D * F
   assert totals["all-gather", "context"] == pytest.approx(3 * 2 * (keys_and_values + experts) * 2 / 2)
   assert totals["reduce-scatter", "context"] == pytest.approx(totals["all-gather", "context"] / 2)
