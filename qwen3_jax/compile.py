@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from qwen3_jax.allocator import return_freed_memory
 from qwen3_jax.compilation.selection import validate_selection
 from qwen3_jax.compilation.topologies import Topology, TopologyError, parse_topology, prepare_environment
 from qwen3_jax.config_checks import ConfigError
@@ -32,6 +33,7 @@ _SWEEP_LIMIT = flags.DEFINE_integer("sweep_limit", 8, "Most candidates that a sw
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+  return_freed_memory()
   from qwen3_jax.compilation.compiler import CompilerError
 
   try:

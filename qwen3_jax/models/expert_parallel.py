@@ -259,14 +259,22 @@ def _pipeline(compute, carry, sent, choices, kept):
     carry, partial, kept = compute(carry, here, choices, kept)
     return (carry, following, partial), (arrived, kept)
 
-  following = _gathered(at(1, sent))
-  carry, partial, first = compute(carry, here, at(0, choices), kept[0])
-  xs = (at(slice(2, None), sent), at(slice(1, -1), choices), kept[1])
-  (carry, here, partial), (arrived, between) = jax.lax.scan(step, (carry, following, partial), xs)
+  if C == 2:
+    following = _gathered(at(1, sent))
+    carry, partial, first = compute(carry, here, at(0, choices), kept[0])
+    here, between, arrived = following, None, []
+  else:  # one program for all chunks but the last: before the first of them, zeros are scattered
+    first = None
+    nothing = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, carry, here, at(0, choices), None)[1]
+    )
+    xs = (at(slice(1, None), sent), at(slice(None, -1), choices), kept[1])
+    (carry, here, partial), (arrived, between) = jax.lax.scan(step, (carry, here, nothing), xs)
+    arrived = [at(slice(1, None), arrived)]
   arrived_then = _scattered(partial)
   carry, partial, last = compute(carry, here, at(-1, choices), kept[2])
   ends = stack(arrived_then, _scattered(partial))
-  everything = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), arrived, ends)
+  everything = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *arrived, ends)
   return carry, everything, (first, between, last)
 
 
