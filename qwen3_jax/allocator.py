@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-  """Makes glibc give back what is freed. Call it before the TPU compiler runs, whose threads' heaps add up otherwise."""
+  """Makes glibc give back what is freed. Call it before the TPU compiler runs: its threads' heaps would add up."""
   _set({_ARENA_MAX: 1, _TRIM_THRESHOLD: 2**17, _MMAP_THRESHOLD: 2**17})
 
 

@@ -238,8 +238,8 @@ def _pipeline(compute, carry, sent, choices, kept):
   """`compute(carry, gathered, choices, kept) -> (carry, partial, kept)` for every chunk in turn.
 
   While one chunk is computed, the next of `sent` [C, n, ...] is gathered, and the last one's `partial` [P n, ...] is
-  summed over the shards and scattered. `kept` has three parts, so that no part is copied: of the first chunk, of those
-  between [C - 2, ...], of the last; None where there are no such chunks.
+  summed over the shards and scattered. `kept` has three parts, so that no part is copied: of the first chunk of one or
+  two, of all but the last [C - 1, ...] of more, and of the last of two or more; None where there are no such chunks.
 
   Returns the carry, the scattered parts [C, n, ...], and what is kept.
   """
@@ -262,7 +262,7 @@ def _pipeline(compute, carry, sent, choices, kept):
   if C == 2:
     following = _gathered(at(1, sent))
     carry, partial, first = compute(carry, here, at(0, choices), kept[0])
-    here, between, arrived = following, None, []
+    here, between, earlier = following, None, ()
   else:  # one program for all chunks but the last: before the first of them, zeros are scattered
     first = None
     nothing = jax.tree.map(
@@ -270,11 +270,11 @@ def _pipeline(compute, carry, sent, choices, kept):
     )
     xs = (at(slice(1, None), sent), at(slice(None, -1), choices), kept[1])
     (carry, here, partial), (arrived, between) = jax.lax.scan(step, (carry, here, nothing), xs)
-    arrived = [at(slice(1, None), arrived)]
+    earlier = (at(slice(1, None), arrived),)
   arrived_then = _scattered(partial)
   carry, partial, last = compute(carry, here, at(-1, choices), kept[2])
   ends = stack(arrived_then, _scattered(partial))
-  everything = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *arrived, ends)
+  everything = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *earlier, ends)
   return carry, everything, (first, between, last)
 
 

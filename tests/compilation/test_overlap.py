@@ -38,7 +38,7 @@ def under_way(module, kind: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_tokens_move_while_experts_work(topology):
-  """Of three chunks of 1,024 tokens all but the first are gathered beside kernels, the last beside products.
+  """Of three chunks of 1,024 tokens the first is gathered alone, the others, in a loop, beside products.
 
   Scatters start and end in two places; whether anything stands between depends on the compiler (0.0.42 yes, 0.0.50 no).
   """
@@ -56,6 +56,6 @@ def test_tokens_move_while_experts_work(topology):
     compiled = feed_forward.lower(tokens, *choices, *matrices).compile()
   module = parse_module(compiled.as_text())
   gathers, scatters = under_way(module, "all-gather"), under_way(module, "reduce-scatter")
-  assert len(gathers) == len(scatters) == 3, (gathers, scatters)
-  assert sum(map(bool, gathers)) == 2, gathers
+  assert len(gathers) == 2 and len(scatters) == 3, (gathers, scatters)
+  assert sum(map(bool, gathers)) == 1, gathers
   assert "grouped_matmul" in " ".join(name for kernels in gathers for name in kernels)
