@@ -259,10 +259,11 @@ def _pipeline(compute, carry, sent, choices, kept):
     carry, partial, kept = compute(carry, here, choices, kept)
     return (carry, following, partial), (arrived, kept)
 
+  earlier: tuple = ()
   if C == 2:
     following = _gathered(at(1, sent))
     carry, partial, first = compute(carry, here, at(0, choices), kept[0])
-    here, between, earlier = following, None, ()
+    here, between = following, None
   else:  # one program for all chunks but the last: before the first of them, zeros are scattered
     first = None
     nothing = jax.tree.map(
