@@ -131,8 +131,13 @@ COMPARISONS = (
 )
 
 
+def matmul_size(generation: str) -> int:
+  """Columns of the matrix unit."""
+  return 128 if generation == "v5p" else 256
+
+
 def _scores_of_a_step(generation: str, groups: int) -> int:
-  block = flash._blocks(T, T, groups, matmul_size=128 if generation == "v5p" else 256)
+  block = flash._blocks(T, T, groups, matmul_size(generation))
   return block.heads * block.queries * block.keys
 
 

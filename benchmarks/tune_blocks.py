@@ -16,37 +16,32 @@ import json
 import sys
 from pathlib import Path
 
-from kernel_cycles import CASES, TOPOLOGIES
+from kernel_cycles import CASES, TOPOLOGIES, T, matmul_size
 from static_cycles import compile_for, compiled_in_child
 
 from kernels.flash_attention import pallas_tpu as flash
 
 QUERIES, KEYS = (256, 512, 1024), (512, 1024)
 PASSES = ("flash_forward", "flash_backward")
-T, GROUP = 4096, 4  # as in kernel_cycles.py
+GROUP = 4  # query heads to a key head, as in those cases
 
 
-def matmul_size(topology: str) -> int:
-  return 128 if topology.startswith("v5p") else 256
-
-
-def use(topology: str, queries: int, keys: int) -> flash._Blocks:
-  """Puts a candidate in the table; returns the sizes that the kernels then take."""
-  size = matmul_size(topology)
+def use(topology: str, queries: int, keys: int) -> None:
+  """Puts a candidate in the table."""
+  size = matmul_size(topology.split(":")[0])
   flash._BLOCKS[size] = flash._BLOCKS[size]._replace(queries=queries, keys=keys)
-  return flash._blocks(T, T, GROUP, size)
 
 
 def cycles(case: str, topology: str, queries: int, keys: int) -> int | None:
   """Of a tile of 1,024 by 1,024 of one head; None if the compiler refuses."""
-  block = use(topology, queries, keys)
+  heads = flash._blocks(T, T, GROUP, matmul_size(topology.split(":")[0])).heads
   try:
     kernels = compiled_in_child([__file__, "--compile", case, topology, str(queries), str(keys)], CASES[case]().kernels)
   except RuntimeError as error:
     if "vmem" not in str(error).lower():
       raise
     return None
-  return round(sum(kernel.cycles for kernel in kernels) * 1024**2 / (block.heads * block.queries * block.keys))
+  return round(sum(kernel.cycles for kernel in kernels) * 1024**2 / (heads * queries * keys))
 
 
 def main() -> int:
@@ -62,10 +57,8 @@ def main() -> int:
     return 0
   rows = []
   for topology, case in itertools.product(options.topologies.split(","), PASSES):
-    chosen = flash._BLOCKS[matmul_size(topology)]
-    candidates = list(itertools.product(QUERIES, KEYS))
-    found = {candidate: cycles(case, topology, *candidate) for candidate in candidates}
-    flash._BLOCKS[matmul_size(topology)] = chosen
+    chosen = flash._BLOCKS[matmul_size(topology.split(":")[0])]
+    found = {candidate: cycles(case, topology, *candidate) for candidate in itertools.product(QUERIES, KEYS)}
     fewest = min(count for count in found.values() if count)
     for (queries, keys), count in found.items():
       marks = "*" * (count == fewest) + "<" * ((queries, keys) == (chosen.queries, chosen.keys))

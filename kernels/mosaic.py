@@ -22,9 +22,15 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
   return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def parameters(*semantics: pltpu.GridDimensionSemantics) -> pltpu.CompilerParams:
-  # The compiler counts a kernel's VMEM twice: more than half is refused.
-  return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=chip.core().vmem_bytes // 2)
+def parameters(
+  *semantics: pltpu.GridDimensionSemantics, vmem_share: float = 0.5, disable_bounds_checks: bool = False
+) -> pltpu.CompilerParams:
+  """`vmem_share` is the part of VMEM that a kernel may use; of some kernels the compiler refuses more than half."""
+  return pltpu.CompilerParams(
+    dimension_semantics=semantics,
+    vmem_limit_bytes=int(vmem_share * chip.core().vmem_bytes),
+    disable_bounds_checks=disable_bounds_checks,
+  )
 
 
 def strips(rows: int, strip: int) -> list[slice]:

@@ -137,7 +137,7 @@ class Network:
     return tuple(side for side in range(places.shape[1]) if len(set(places[:, side])) > 1)
 
   def crosses_slices(self, collective: Collective) -> bool:
-    return len(set(self._places[list(collective.group), -1])) > 1
+    return self._places.shape[1] - 1 in self.sides(collective)
 
   def _paths(self, group: Sequence[int]) -> tuple[float, float]:
     """Bytes per second that a device can send within its group, and links that data crosses between two members.

@@ -24,8 +24,8 @@ def ideal_collectives(program: TrainProgram, mesh: Mesh, parameters: Any) -> lis
   which matmuls read whatever the activations are; its gradient is scattered once a micro-batch, and over token axes
   that do not split it summed once a step, both in the activations' type. Experts: out and back, forward and backward,
   the cheaper of an all-to-all of t * k * D * a and all tokens gathered and scattered. Tensor: two sums of t * D * a
-  each way. Context: the row's keys and values gathered
-  for each pass, their gradients scattered. Recomputation sends nothing.
+  each way. Context: the row's keys and values gathered for each pass, their gradients scattered. Recomputation sends
+  nothing.
   """
   model, sizes = program.model, dict(mesh.shape)
   activation = np.dtype(model.dtype).itemsize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -28,7 +28,7 @@ from qwen3_jax.compilation.memory import (
   shard_shapes,
 )
 from qwen3_jax.compilation.program_cost import Cost, program_cost
-from qwen3_jax.compilation.roofline import Roofline, roofline, waits
+from qwen3_jax.compilation.roofline import Roofline, roofline
 from qwen3_jax.compilation.topologies import Topology
 from qwen3_jax.train_program import TrainProgram
 
@@ -117,7 +117,7 @@ def _measured(
       "recompute": cost.flops * devices - program.flops_per_step,
       "rematerialized": cost.rematted_flops * devices,
     },
-    "collectives": summarize(cost.collectives, waits(cost, topology.chip, network), network, program.model.num_layers),
+    "collectives": summarize(cost.collectives, bounds.waits, network, program.model.num_layers),
     "network_bytes": _sent(cost.collectives, program.model.num_layers),
     "ideal_network_bytes": _sent(ideal, program.model.num_layers) if ideal is not None else None,
     "roofline": _roofline(bounds),
@@ -167,7 +167,9 @@ def _notes(cost: Cost, memory: MemoryStatistics) -> list[str]:
   return notes
 
 
-def summarize(collectives: list[Collective], waited: list[float], network: Network, num_layers: int) -> list[Report]:
+def summarize(
+  collectives: list[Collective], waited: Sequence[float], network: Network, num_layers: int
+) -> list[Report]:
   """One entry per kind, mesh axes, element type and loops around; most time first.
 
   `count`, `bytes` (sent by one device), `seconds` and `waiting_seconds` are totals of a step; `per_layer` says that the

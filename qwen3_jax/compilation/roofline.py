@@ -17,11 +17,16 @@ class Roofline:
   memory: float  # HBM
   ici: float
   dcn: float  # between slices
-  waiting: float  # the part of ici and dcn with too little scheduled beside it: the device waits
+  waits: tuple[float, ...]  # of each collective: the part with too little scheduled beside it
 
   @property
   def network(self) -> float:
     return self.ici + self.dcn
+
+  @property
+  def waiting(self) -> float:
+    """The part of `network` in which the device waits."""
+    return sum(self.waits)
 
   @property
   def overlapped(self) -> float:
@@ -31,7 +36,7 @@ class Roofline:
   @property
   def scheduled(self) -> float:
     """Step time if arithmetic and HBM work at once, and the network as the compiler has scheduled it."""
-    return max(self.compute, self.memory, self.network, max(self.compute, self.memory) + self.waiting)
+    return max(self.network, max(self.compute, self.memory) + self.waiting)
 
   @property
   def serial(self) -> float:
@@ -54,11 +59,11 @@ def roofline(cost: Cost, chip: Chip, network: Network) -> Roofline:
     memory=cost.hbm_bytes / chip.device_hbm_bandwidth,
     ici=seconds[False],
     dcn=seconds[True],
-    waiting=sum(waits(cost, chip, network)),
+    waits=tuple(_waits(cost, chip, network)),
   )
 
 
-def waits(cost: Cost, chip: Chip, network: Network) -> list[float]:
+def _waits(cost: Cost, chip: Chip, network: Network) -> list[float]:
   """Of each of the cost's collectives, seconds of a step in which its device has nothing else to do.
 
   The schedule is gone through with arithmetic and HBM at their peaks. Collectives along different sides of the torus

@@ -17,7 +17,7 @@ from qwen3_jax.compilation.hlo import parse_module
 from qwen3_jax.compilation.memory import device_peak, memory_categories, memory_statistics, shard_shapes
 from qwen3_jax.compilation.program_cost import program_cost
 from qwen3_jax.compilation.report import summarize
-from qwen3_jax.compilation.roofline import roofline, waits
+from qwen3_jax.compilation.roofline import roofline
 from qwen3_jax.compilation.topologies import parse_topology, prepare_environment
 from qwen3_jax.sharding import make_mesh
 
@@ -97,10 +97,10 @@ def test_collectives(cost):
 def test_summary_and_roofline(cost, mesh):
   topology = parse_topology("v5p:2x2x1")
   network = Network(topology, list(mesh.devices.flat))
-  entries = summarize(cost.collectives, waits(cost, topology.chip, network), network, num_layers=L)
+  bounds = roofline(cost, topology.chip, network)
+  entries = summarize(cost.collectives, bounds.waits, network, num_layers=L)
   assert [entry["per_layer"] for entry in entries] == [True, True, True, False]
   assert sum(entry["bytes"] for entry in entries) == sum(x.network_bytes * x.count for x in cost.collectives)
-  bounds = roofline(cost, topology.chip, network)
   assert bounds.compute == pytest.approx(cost.flops / 459e12)
   assert bounds.dcn == 0 and bounds.ici == pytest.approx(sum(entry["seconds"] for entry in entries))
   # Each axis of this mesh is one side of the square: one link of 100 GB/s each way.

@@ -65,9 +65,8 @@ def test_ideal_network_of_experts_and_context():
   mesh = make_mesh({"expert": 4, "context": 2})
   totals = sent(program, mesh)
   D, F, H, K, tokens = 2048, 768, 128, 4, 16 * 4096 / 8
-  assert totals["all-gather", "expert"] == pytest.approx(
-    3 * 2 * tokens * D * 2 * 3
-  )  # cheaper than 8 choices of a token
+  # Cheaper than to send the 8 choices of a token.
+  assert totals["all-gather", "expert"] == pytest.approx(3 * 2 * tokens * D * 2 * 3)
   assert totals["reduce-scatter", "expert"] == totals["all-gather", "expert"]
   few = sent(dataclasses.replace(program, model=program.model.replace(num_experts_per_token=2)), mesh)
   assert few["all-to-all", "expert"] == pytest.approx(3 * 4 * tokens * 2 * D * 2 * 3 / 4)

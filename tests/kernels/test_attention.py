@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_kernels import kernels_in
 
 from kernels.flash_attention import api, blockwise, pallas_tpu, reference, xla
 from kernels.flash_attention.pairs import PARTIAL, WHOLE, Masks, key_block_of, key_ranges, query_block_of, table
-from qwen3_jax.compilation.hlo import parse_module
 
 
 def loops(query, key, value, segments):
@@ -254,11 +254,6 @@ def test_kernel_compiles(name, compile_for_tpu):
   wide = lambda length, heads: jax.ShapeDtypeStruct((1, length, heads, 128), jnp.bfloat16)
   ids = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
   program = compile_for_tpu(both, wide(T, N), wide(S, K), wide(S, K), wide(T, N), ids(1, T), ids(1, S), ids(T))
-  kernels = [
-    i
-    for c in parse_module(program.as_text()).computations.values()
-    for i in c.instructions.values()
-    if "tpu_custom_call" in i.attributes
-  ]
+  kernels = kernels_in(program)
   panels = -(-S // pallas_tpu._Blocks().panel)
   assert len(kernels) == 1 + panels

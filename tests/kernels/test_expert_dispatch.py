@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_kernels import kernels_in
 
 from kernels.expert_dispatch import api, pallas_tpu, xla
-from qwen3_jax.compilation.hlo import parse_module
 
 GROUP = api.GROUP
 
@@ -153,8 +153,5 @@ def test_kernels_compile(shape, compile_for_tpu):
     jax.ShapeDtypeStruct((R,), jnp.int32),
     jax.ShapeDtypeStruct((R,), jnp.float32),
   )
-  module = parse_module(program.as_text())
-  kernels = [
-    i.name for c in module.computations.values() for i in c.instructions.values() if "tpu_custom_call" in i.attributes
-  ]
-  assert sorted(name.split(".")[0] for name in kernels) == ["expert_combine", "expert_permute"]
+  kernels = kernels_in(program)
+  assert sorted(kernel.name.split(".")[0] for kernel in kernels) == ["expert_combine", "expert_permute"]

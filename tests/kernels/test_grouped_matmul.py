@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_kernels import kernels_in
 
 from kernels.grouped_matmul import api, pallas_tpu, reference
-from qwen3_jax.compilation.hlo import parse_module
 
 GROUPS = [(5, 3, 8), (0, 16, 0), (1, 0, 0, 15), (0, 0, 1), (64, 65, 63, 0, 7)]
 
@@ -122,10 +122,7 @@ def test_kernel_compiles(shape, compile_for_tpu):
   bf16 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
   matrix = bf16(E, D, F)
   program = compile_for_tpu(all_of_it, bf16(M, D), matrix, matrix, bf16(M, F), jax.ShapeDtypeStruct((E,), jnp.int32))
-  module = parse_module(program.as_text())
-  kernels = [
-    i for c in module.computations.values() for i in c.instructions.values() if "tpu_custom_call" in i.attributes
-  ]
+  kernels = kernels_in(program)
   assert len(kernels) == 4
   products = sorted(
     int(re.search(r'"flops":"(\d+)"', kernel.backend_config)[1]) / (2 * M * D * F) for kernel in kernels

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_kernels import kernels_in
 from jax.sharding import PartitionSpec as P
 
 from kernels.linear_cross_entropy import api, pallas_tpu, reference, xla
-from qwen3_jax.compilation.hlo import parse_module
 
 
 def case(B=3, T=12, D=8, V=50, seed=0):
@@ -211,11 +211,6 @@ def test_kernels_compile(name, compile_for_tpu):
   both = jax.value_and_grad(loss, argnums=(0, 1))
   arrays = jax.ShapeDtypeStruct((4, M // 4, D), bf16), jax.ShapeDtypeStruct((D, V), bf16)
   program = compile_for_tpu(both, *arrays, per_token(jnp.int32), per_token(jnp.float32))
-  kernels = [
-    i
-    for c in parse_module(program.as_text()).computations.values()
-    for i in c.instructions.values()
-    if "tpu_custom_call" in i.attributes
-  ]
+  kernels = kernels_in(program)
   assert len(kernels) == 2
   assert program.memory_analysis().temp_size_in_bytes < 2 * D * V + 8 * M * D * 2 + 2**24
