@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,8 +39,20 @@ RULES: dict[str, tuple[str, ...]] = {
   "choices": (),  # the experts a router chooses from
   "vocab": ("tensor",),
 }
-# An activation's hidden axis stays whole: its batch axis already uses fsdp.
-_ACTIVATION_RULES = {**RULES, "embed": ()}
+# When decoding, a parameter stays whole or split where it is used: gathering it for a few tokens would take longer than
+# all else. Experts lie over `expert`, heads, feed-forward and vocabulary over `tensor`; the rest is copied.
+DECODING_RULES: dict[str, tuple[str, ...]] = {**RULES, "embed": (), "attended": ("tensor",), "expert_embed": ()}
+_rules = contextvars.ContextVar("rules", default=RULES)
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+  """What is traced within follows DECODING_RULES."""
+  token = _rules.set(DECODING_RULES)
+  try:
+    yield
+  finally:
+    _rules.reset(token)
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -72,8 +86,12 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
   return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def partition_spec(names: Sequence[str], rules: Mapping[str, tuple[str, ...]] = RULES) -> P:
-  """Logical names of an array's axes -> PartitionSpec. Raises ValueError if a mesh axis would split two of them."""
+def partition_spec(names: Sequence[str], rules: Mapping[str, tuple[str, ...]] | None = None) -> P:
+  """Logical names of an array's axes -> PartitionSpec, by the rules in use unless given.
+
+  Raises ValueError if a mesh axis would split two of them.
+  """
+  rules = _rules.get() if rules is None else rules
   used: dict[str, str] = {}
   entries: list[Any] = []
   for name in names:
@@ -150,7 +168,9 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
   mesh = current_mesh()
   if mesh is None:
     return x
-  return jax.lax.with_sharding_constraint(x, _divisible(partition_spec(names, _ACTIVATION_RULES), x.shape, mesh))
+  # An activation's hidden axis stays whole: its batch axis already uses fsdp.
+  spec = partition_spec(names, {**_rules.get(), "embed": ()})
+  return jax.lax.with_sharding_constraint(x, _divisible(spec, x.shape, mesh))
 
 
 def row_major(parameter: jax.Array, *names: str) -> jax.Array:

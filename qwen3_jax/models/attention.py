@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.context_parallel import attend
 from qwen3_jax.models.linear import linear
 from qwen3_jax.models.parts import RMSNorm, normal_parameter
 from qwen3_jax.models.rope import rotate
 from qwen3_jax.sharding import constrain
+
+# attend(query, key, value) -> (attended, what it keeps of them): of packed sequences, or on a cache.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 _QUERY = ("embed", "heads", "head_dim")
 _KEY_VALUE = ("embed", "kv_heads", "head_dim")
@@ -31,13 +36,13 @@ class Attention(nnx.Module):
     self.query_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
     self.key_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
 
-  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
-    """x [B, T, D] -> [B, T, D]; a token sees itself and the earlier tokens of its segment."""
+  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
+    """x [B, T, D] -> ([B, T, D], what `attend` keeps); `attend` takes [B, T, N or K, H] and says what a token sees."""
     query = checkpoint_name(linear(x, self.query[...].astype(self.dtype), _QUERY), "query")
     key = checkpoint_name(linear(x, self.key[...].astype(self.dtype), _KEY_VALUE), "key")
     value = checkpoint_name(linear(x, self.value[...].astype(self.dtype), _KEY_VALUE), "value")
     query = constrain(rotate(self.query_norm(query), *rope), "batch", "length", "heads", "head_dim")
     key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
-    attended = attend(query, key, value, segment_ids)
-    return linear(attended, self.output[...].astype(self.dtype), _OUTPUT)
+    attended, kept = attend(query, key, value)
+    return linear(attended, self.output[...].astype(self.dtype), _OUTPUT), kept

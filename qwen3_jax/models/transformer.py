@@ -11,9 +11,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels.ordering import after, late_gradient
-from qwen3_jax.models.attention import Attention
+from qwen3_jax.models.attention import Attend, Attention
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.context_parallel import from_balanced, to_balanced
+from qwen3_jax.models.context_parallel import attend, from_balanced, to_balanced
 from qwen3_jax.models.embedding import Embedding, Head
 from qwen3_jax.models.feed_forward import FeedForward
 from qwen3_jax.models.layer_gradients import cast, with_cast_gradients
@@ -54,13 +54,14 @@ class DecoderLayers(nnx.Module):
     self.feed_forward_norm = RMSNorm(config, norm, ("layers", "embed"))
     self.feed_forward = (MixtureOfExperts if config.is_moe else FeedForward)(config, rngs)
 
-  def __call__(self, x, rope, segment_ids) -> tuple[jax.Array, RouterStatistics | None]:
+  def __call__(self, x, rope, segment_ids, attend: Attend) -> tuple[jax.Array, RouterStatistics | None, Any]:
+    """x [B, T, D] -> ([B, T, D], router statistics, what `attend` keeps)."""
     with jax.named_scope("attention"):
-      x = x + self.attention(self.attention_norm(x), rope, segment_ids)
-      x = checkpoint_name(constrain(x, "batch", "length", "embed"), "attention_residual")
+      y, kept = self.attention(self.attention_norm(x), rope, attend)
+      x = checkpoint_name(constrain(x + y, "batch", "length", "embed"), "attention_residual")
     with jax.named_scope("feed_forward"):
       y, statistics = self.feed_forward(self.feed_forward_norm(x), segment_ids)
-      return constrain(x + y, "batch", "length", "embed"), statistics
+      return constrain(x + y, "batch", "length", "embed"), statistics, kept
 
 
 class Transformer(nnx.Module):
@@ -129,7 +130,8 @@ class Transformer(nnx.Module):
           of_layer = lambda parameter, names: row_major(after(parameter, index), *names[1:])
           parameters = jax.tree.map(of_layer, parameters, names)
         module = nnx.merge(graph, jax.tree.map(cast, parameters, carriers))
-        y, statistics = module(x, rope, segment_ids)
+        within_segments = lambda query, key, value: (attend(query, key, value, segment_ids), None)
+        y, statistics, _ = module(x, rope, segment_ids, within_segments)
         return y, (x if return_layers else None, statistics)
 
       indices = jnp.arange(self.config.num_layers, dtype=jnp.float32)

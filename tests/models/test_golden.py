@@ -129,8 +129,10 @@ def router_logits(model, tokens):
   """[L, B, T, E], by running every layer's attention on its recorded input."""
   from flax import nnx
 
+  from qwen3_jax.models.context_parallel import attend as attend_to_segments
   from qwen3_jax.models.rope import rotation
 
+  attend = lambda query, key, value: (attend_to_segments(query, key, value, jnp.ones(tokens.shape, jnp.int32)), None)
   hidden = model.hidden(tokens, return_layers=True)
   rope = rotation(model.config, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
   graph, state = nnx.split(model.layers)
@@ -139,7 +141,7 @@ def router_logits(model, tokens):
   for index in range(model.config.num_layers):
     layer = nnx.merge(graph, jax.tree.map(lambda x, index=index: x[index], stacked))
     x = hidden.layers[index]
-    x = x + layer.attention(layer.attention_norm(x), rope, jnp.ones(tokens.shape, jnp.int32))
+    x = x + layer.attention(layer.attention_norm(x), rope, attend)[0]
     logits.append(layer.feed_forward_norm(x) @ layer.feed_forward.router[...])
   return jnp.stack(logits)
 

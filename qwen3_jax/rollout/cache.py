@@ -1,0 +1,166 @@
+"""Keys and values of what slots hold: dense for a CPU, paged for the rest. Both implement `models.cached.Cache`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kernels.paged_attention import api as paged
+from kernels.paged_attention.pages import Pages
+from qwen3_jax.models.cached import Place
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.sharding import BATCH_AXES, current_mesh
+
+_HIDDEN = -1e30
+_ROWS, _HEADS = P(BATCH_AXES), P(BATCH_AXES, None, "tensor")  # of arrays [B, ...] and [B, T, heads, H]
+CACHE_SPEC = P(BATCH_AXES, "tensor")  # of every array of a cache: slots or pages, then heads
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DenseCache:
+  """Room for S tokens in every slot."""
+
+  keys: tuple[jax.Array, ...]  # of each layer, [R, K, S, H]
+  values: tuple[jax.Array, ...]
+
+  @classmethod
+  def empty(cls, config: ModelConfig, slots: int, length: int) -> DenseCache:
+    shape = (slots, config.num_kv_heads, length, config.head_dim)
+    zeros = lambda: tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+    return cls(zeros(), zeros())
+
+  @property
+  def length(self) -> int:
+    """S"""
+    return self.keys[0].shape[2]
+
+  def resized(self, length: int) -> DenseCache:
+    """With room for so many tokens; what was there stays as far as it fits."""
+    more = length - self.length
+    change = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) if more > 0 else x[:, :, :length]
+    return jax.tree.map(change, self)
+
+  def copied(self, sources: jax.Array, targets: jax.Array) -> DenseCache:
+    """With slots `targets` int32 [A] holding what `sources` hold; targets outside of the slots are ignored."""
+    return jax.tree.map(lambda x: x.at[targets].set(x[sources], mode="drop"), self)
+
+  def cleared(self, slot: jax.Array) -> DenseCache:
+    """With zeros in a slot: a number that is not finite would spoil whoever comes next, though no weight is on it."""
+    return jax.tree.map(lambda x: x.at[slot].set(0), self)
+
+  def attend(self, layer: int, place: Place, query: jax.Array, key: jax.Array, value: jax.Array):
+    arguments = (self.keys[layer], self.values[layer], place.slots, place.starts, place.counts, query, key, value)
+    attend = _dense_attend
+    mesh = current_mesh()
+    if mesh is not None:
+      slots = None if place.slots is None else _ROWS
+      specs = (CACHE_SPEC, CACHE_SPEC, slots, _ROWS, _ROWS, _HEADS, _HEADS, _HEADS)
+      out = (_HEADS, CACHE_SPEC, CACHE_SPEC)
+      attend = jax.shard_map(
+        functools.partial(_dense_attend, local=True), mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
+      )
+    attended, keys, values = attend(*arguments)
+    put = lambda old, new: (*old[:layer], new, *old[layer + 1 :])
+    return attended, DenseCache(put(self.keys, keys), put(self.values, values))
+
+
+def _dense_attend(keys, values, slots, starts, counts, query, key, value, local: bool = False):
+  """keys, values [R, K, S, H]; query [B, T, N, H], key, value [B, T, K, H] -> (like query, keys, values)"""
+  B, T, N, H = query.shape
+  R, K, S, _ = keys.shape
+  place = Place(slots, starts, counts)
+  position = place.positions(T)
+  column = jnp.where(place.is_new(T), position, S)  # after the last: dropped
+  if slots is not None and local:
+    slots = slots - jax.lax.axis_index(BATCH_AXES) * R
+  row = (jnp.arange(B) if slots is None else slots)[:, None]
+  keys = keys.at[row, :, column].set(key, mode="drop")
+  values = values.at[row, :, column].set(value, mode="drop")
+  ours, theirs = (keys, values) if slots is None else (keys[slots], values[slots])  # [B, K, S, H]
+  queries = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, N // K * T, H)
+  scores = jnp.einsum("bkrh,bksh->bkrs", queries, ours, preferred_element_type=jnp.float32) * H**-0.5
+  visible = jnp.arange(S) <= position[:, :, None]  # [B, T, S]
+  scores = jnp.where(visible[:, None, None], scores.reshape(B, K, N // K, T, S), _HIDDEN)
+  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype).reshape(B, K, -1, S)
+  attended = jnp.einsum("bkrs,bksh->bkrh", weights, theirs)
+  return attended.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H), keys, values
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedCache:
+  """Pages that slots own through a page table, those of all layers in one pool.
+
+  In each shard of slots the pages of layer l are l * pages_per_layer and the following ones, so that a layer scanned
+  over needs no slice of the pool. Page tables hold numbers within a layer.
+  """
+
+  pages: Pages  # [shards * L * pages_per_layer, K, page_size, H]
+  num_layers: int = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def empty(cls, config: ModelConfig, shards: int, pages_per_layer: int, page_size: int, dtype: str) -> PagedCache:
+    count = shards * config.num_layers * pages_per_layer
+    pages = paged.empty_pages(count, config.num_kv_heads, page_size, config.head_dim, jnp.dtype(dtype))
+    return cls(pages, config.num_layers)
+
+  def _each_shard(self, function, *arguments, specs, out):
+    mesh = current_mesh()
+    if mesh is None:
+      return function(*arguments)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*arguments)
+
+  def copied(self, sources: jax.Array, targets: jax.Array) -> PagedCache:
+    """With pages `targets` int32 [shards, A], in all layers, holding what `sources` hold; negative ones are ignored."""
+
+    def copy(pages: Pages, sources: jax.Array, targets: jax.Array) -> Pages:
+      def one(x: jax.Array) -> jax.Array:
+        layers = x.reshape(self.num_layers, -1, *x.shape[1:])
+        to = jnp.where(targets[0] < 0, layers.shape[1], targets[0])
+        return layers.at[:, to].set(layers[:, sources[0]], mode="drop").reshape(x.shape)
+
+      return jax.tree.map(one, pages)
+
+    pages = self._each_shard(
+      copy, self.pages, sources, targets, specs=(CACHE_SPEC, _ROWS, _ROWS), out=CACHE_SPEC
+    )
+    return PagedCache(pages, self.num_layers)
+
+  def attend(self, layer: int | jax.Array, place: Place, query: jax.Array, key: jax.Array, value: jax.Array):
+    assert place.page_table is not None
+
+    def attend(pages: Pages, table, starts, counts, query, key, value):
+      B, T, N, H = query.shape
+      place = Place(None, starts, counts)
+      first_page = layer * (pages.keys.shape[0] // self.num_layers)
+      position = place.positions(T)
+      page = jnp.take_along_axis(table, jnp.maximum(position, 0) // pages.page_size, axis=1, mode="clip") + first_page
+      slot = page * pages.page_size + position % pages.page_size
+      slot = jnp.where(place.is_new(T), slot, -1)
+      flat = lambda x: x.reshape(B * T, *x.shape[2:])
+      pages = paged.write(pages, flat(key), flat(value), flat(slot))
+      query_starts = jnp.arange(B + 1, dtype=jnp.int32) * T
+      attended = paged.paged_attention(flat(query), pages, table + first_page, starts + counts, query_starts)
+      return attended.reshape(query.shape), pages
+
+    arguments = (self.pages, place.page_table, place.starts, place.counts, query, key, value)
+    specs = (CACHE_SPEC, _ROWS, _ROWS, _ROWS, _HEADS, _HEADS, _HEADS)
+    attended, pages = self._each_shard(attend, *arguments, specs=specs, out=(_HEADS, CACHE_SPEC))
+    return attended, PagedCache(pages, self.num_layers)
+
+
+def page_bytes(config: ModelConfig, page_size: int, dtype: str) -> int:
+  """Bytes of a page in all layers and heads."""
+  page = jax.eval_shape(lambda: paged.empty_pages(1, config.num_kv_heads, page_size, config.head_dim, jnp.dtype(dtype)))
+  return config.num_layers * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(page))
+
+
+def cache_sharding(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, CACHE_SPEC)

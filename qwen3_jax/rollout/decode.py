@@ -1,0 +1,139 @@
+"""What runs on the devices: prompts into the cache, and steps that each give every running slot a token."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qwen3_jax.models.cached import Place, cached_hidden
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.rollout.sampling import Adjustments, Controls, draw, log_distribution
+from qwen3_jax.rollout.thinking_budget import AFTER, INSIDE, NO_BUDGET, Thinking, ThinkingTokens
+from qwen3_jax.sharding import constrain
+
+RUNNING, STOP, LENGTH, CONTEXT, NOT_FINITE = range(5)  # how a row ended
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """What slots hold beside their cache: arrays [R, ...]."""
+
+  token: jax.Array  # int32: the last token; its keys are not cached yet
+  length: jax.Array  # int32: tokens that are cached
+  running: jax.Array  # bool
+  ended: jax.Array  # int32: RUNNING, ...
+  drawn: jax.Array  # int32: tokens since the request started, those inserted included: the next one's randomness
+  key: jax.Array  # uint32 [R, 2]
+  limit: jax.Array  # int32: tokens at most; with a thinking budget, after the thinking
+  left: jax.Array  # int32: of the limit
+  room: jax.Array  # int32: tokens until the context is full
+  stop_ids: jax.Array  # int32 [R, stops]; -1 is none
+  thinking: Thinking
+  controls: Controls
+  adjustments: Adjustments | None
+
+
+class Produced(NamedTuple):
+  """Of n steps, [n, R]."""
+
+  tokens: jax.Array  # int32
+  log_probabilities: jax.Array  # float32: of the model
+  sampling_log_probabilities: jax.Array  # float32: of the distribution drawn from; 0 where inserted
+  inserted: jax.Array  # bool: not the model's choice
+  valid: jax.Array  # bool: whether the row produced a token in this step
+
+
+def prefill(config: ModelConfig, params: Parameters, tokens: jax.Array, place: Place, cache: Any) -> Any:
+  """The cache with tokens int32 [A, T]."""
+  return cached_hidden(config, params, tokens, place, cache)[2]
+
+
+def insert(rows: Rows, new: Rows, slots: jax.Array) -> Rows:
+  """Rows with `new` at `slots` int32 [A]; slots outside of the rows are ignored."""
+  return jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), rows, new)
+
+
+def decode(
+  config: ModelConfig,
+  ids: ThinkingTokens,
+  steps: int,
+  params: Parameters,
+  cache: Any,
+  rows: Rows,
+  page_table: jax.Array | None,
+) -> tuple[Any, Rows, Produced]:
+  """Up to `steps` tokens for every running row; ends early when none runs."""
+  R = rows.token.shape[0]
+  empty = lambda dtype: jnp.zeros((steps, R), dtype)
+  produced = Produced(empty(jnp.int32), empty(jnp.float32), empty(jnp.float32), empty(bool), empty(bool))
+
+  def step(carry):
+    i, cache, rows, produced = carry
+    cache, rows, new = decode_step(config, ids, params, cache, rows, page_table)
+    return i + 1, cache, rows, Produced(*(old.at[i].set(x) for old, x in zip(produced, new)))
+
+  def goes_on(carry):
+    return (carry[0] < steps) & jnp.any(carry[2].running)
+
+  _, cache, rows, produced = jax.lax.while_loop(goes_on, step, (jnp.int32(0), cache, rows, produced))
+  return cache, rows, produced
+
+
+def decode_step(
+  config: ModelConfig, ids: ThinkingTokens, params: Parameters, cache: Any, rows: Rows, page_table: jax.Array | None
+) -> tuple[Any, Rows, Produced]:
+  """One token for every running row; what is produced has arrays [R]."""
+  place = Place(None, rows.length, rows.running.astype(jnp.int32), page_table)
+  model, hidden, cache = cached_hidden(config, params, rows.token[:, None], place, cache)
+  logits = constrain(model.logits(hidden[:, 0]), "batch", "vocab")
+  log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+  finite = jnp.isfinite(log_normaliser)
+  safe = jnp.where(finite[:, None], logits, 0.0)
+  distribution = log_distribution(safe, rows.controls, rows.adjustments)
+  drawn = draw(distribution, jax.vmap(jax.random.fold_in)(rows.key, rows.drawn))
+  tokens, inserted = rows.thinking.insert(ids, drawn)
+  of_token = lambda x: jnp.take_along_axis(x, tokens[:, None], axis=1)[:, 0]
+
+  valid = rows.running & finite
+  new = Produced(
+    tokens=tokens,
+    log_probabilities=of_token(safe) - log_normaliser,
+    sampling_log_probabilities=jnp.where(inserted, 0.0, of_token(distribution)),
+    inserted=inserted,
+    valid=valid,
+  )
+  return cache, _advance(ids, rows, new, finite), new
+
+
+def _advance(ids: ThinkingTokens, rows: Rows, new: Produced, finite: jax.Array) -> Rows:
+  """Rows after a step; those that do not run stay as they are."""
+  tokens, inserted = new.tokens, new.inserted
+  thinking = rows.thinking.after(ids, tokens)
+  free = (rows.thinking.budget < NO_BUDGET) & (inserted | (thinking.phase == INSIDE))  # not of the limit
+  answers = (rows.thinking.budget < NO_BUDGET) & (thinking.phase == AFTER) & (rows.thinking.phase != AFTER)
+  left = jnp.where(answers, rows.limit, rows.left - ~free)
+  room = rows.room - 1
+  stops = ~inserted & jnp.any(tokens[:, None] == rows.stop_ids, axis=1)
+  ended = jnp.where(left <= 0, LENGTH, jnp.where(room <= 0, CONTEXT, RUNNING))
+  ended = jnp.where(~finite, NOT_FINITE, jnp.where(stops, STOP, ended))
+  after = dataclasses.replace(
+    rows,
+    token=tokens,
+    length=rows.length + 1,
+    running=ended == RUNNING,
+    ended=ended,
+    drawn=rows.drawn + 1,
+    left=left,
+    room=room,
+    thinking=thinking,
+    adjustments=None,
+  )
+  keep = lambda new, old: jnp.where(rows.running.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+  kept = jax.tree.map(keep, after, dataclasses.replace(rows, adjustments=None))
+  adjustments = rows.adjustments and rows.adjustments.after(tokens, new.valid)
+  return dataclasses.replace(kept, adjustments=adjustments)

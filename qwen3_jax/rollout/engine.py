@@ -1,0 +1,663 @@
+"""Continuous batching: requests in, results out, slots refilled as they end.
+
+The engine runs the training model's own layers on a cache. A step of the engine admits what waits, prefills it, and
+runs a few decoding steps in one program; between steps the host reads a few numbers per slot. Every program has a
+shape from a short list of buckets, so that nothing is compiled once each has been.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen3_jax.compiler_options import compiler_options
+from qwen3_jax.models.cached import Place, decoding_layout
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.rollout import decode as programs
+from qwen3_jax.rollout.cache import DenseCache, PagedCache, cache_sharding, page_bytes
+from qwen3_jax.rollout.decode import Rows
+from qwen3_jax.rollout.page_table import PageTable
+from qwen3_jax.rollout.request import MAX_STOP_IDS, FinishReason, Request, Result, request_key
+from qwen3_jax.rollout.sampling import Adjustments, Controls
+from qwen3_jax.rollout.thinking_budget import INSIDE, NO_BUDGET, Thinking, ThinkingTokens
+from qwen3_jax.sharding import BATCH_AXES, decoding, parameter_shardings
+
+_REASONS: dict[int, FinishReason] = {
+  programs.STOP: "stop",
+  programs.LENGTH: "length",
+  programs.CONTEXT: "context",
+  programs.NOT_FINITE: "not_finite",
+}
+_SHORTEST = 32  # of the buckets that prompts are prefilled in
+_SHORTEST_CACHE = 128  # of the buckets that a dense cache grows through
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+  slots: int = 64  # sequences that are decoded at a time
+  max_length: int = 4096  # of prompt and answer together
+  steps: int = 8  # decoding steps between looks at what has ended
+  prefill_rows: int = 8  # prompts that are prefilled at a time
+  prefill_length: int = 512  # of their tokens; longer ones take several turns
+  adjustments: bool = True  # whether requests may have penalties and biases, which take V numbers a slot
+  cache: str = "auto"  # "dense", "paged"; auto: dense on a CPU
+  page_size: int = 128  # tokens
+  cache_dtype: str = ""  # of a paged cache, "int8" or "bfloat16"; "": the model's
+  cache_bytes: int = 0  # of each device that the cache may take; 0: room for max_length in every slot
+
+
+class _Sequence:
+  """One request's life."""
+
+  def __init__(self, id: int, request: Request):
+    self.id = id
+    self.request = request
+    self.result = Result()
+    self.tokens = list(request.prompt)  # prompt and answer
+    self.key = request_key(request.seed)
+    self.slot: int | None = None
+    self.cached = 0  # tokens in the slot's cache
+    self.turn_start = len(self.tokens)  # where the answer that is being written starts
+    self.row: Rows | None = None  # of one that had to give up its slot
+    self.held = False
+    self.decoding = False  # whether the slot's row on the devices is this request's
+
+
+class Engine:
+  """Generates for many requests at once, with one set of parameters at a time.
+
+  A request's tokens do not depend on the others, on the number of slots or on the mesh, up to rounding of the logits.
+
+  Args:
+    config: of the model; its dtype is that of the parameters and the computation here.
+    mesh: of the axes data, expert and tensor, over which `sharding.DECODING_RULES` lay parameters and slots; None: one
+      device.
+    thinking: ids of the thinking tokens, for budgets.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    settings: EngineSettings | None = None,
+    *,
+    mesh: Mesh | None = None,
+    thinking: ThinkingTokens | None = None,
+  ):
+    self.config = config
+    self.settings = settings = settings or EngineSettings()
+    self.mesh = mesh
+    self._ids = thinking or ThinkingTokens()
+    _check(config, settings, mesh)
+    self._shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    up = lambda n: -(-n // self._shards) * self._shards
+    self.slots = up(settings.slots)
+    self._prefill_rows = up(min(settings.prefill_rows, self.slots))
+    on_cpu = (jax.devices() if mesh is None else mesh.devices.flat)[0].platform == "cpu"
+    self.paged = settings.cache == "paged" or (settings.cache == "auto" and not on_cpu)
+    self._stacked = not (on_cpu or config.unroll_layers)
+    self._params: Parameters | None = None
+    self._programs = _Programs(config, self._ids, settings, mesh, self._stacked)
+    self._pages: PageTable | None = None
+    self._cache: Any = None
+    self._rows: Rows | None = None
+    self._waiting: collections.deque[_Sequence] = collections.deque()
+    self._slots: list[_Sequence | None] = [None] * self.slots
+    self._held: dict[int, _Sequence] = {}
+    self._finished: dict[int, _Sequence] = {}
+    self._next_id = 0
+
+  # Parameters
+
+  def update(self, params: Parameters) -> None:
+    """Takes parameters [of `models.transformer.parameters`] in any dtype and sharding; what runs goes on with them.
+
+    They are cast and moved on the devices. Nothing that other parameters cached is used for later requests.
+    """
+    self._params = self._programs.layout(params)
+
+  # Requests
+
+  def submit(self, request: Request) -> int:
+    """Queues a request -> its number. Raises ValueError for what can never run."""
+    _check_request(request, self.config, self.settings)
+    sequence = _Sequence(self._next_id, request)
+    self._next_id += 1
+    self._waiting.append(sequence)
+    return sequence.id
+
+  def run(
+    self, requests: Iterable[Request], on_progress: Callable[[int, int], None] = lambda done, total: None
+  ) -> list[Result]:
+    """Results in the order of requests, the longest of which start first."""
+    requests = list(requests)
+    order = sorted(range(len(requests)), key=lambda i: -requests[i].max_new_tokens)  # stable: groups stay together
+    ids: dict[int, int] = {}
+    for i in order:
+      ids[self.submit(requests[i])] = i
+    results: dict[int, Result] = {}
+    try:
+      while len(results) < len(requests):
+        for id in self.step():
+          if id in ids:
+            results[ids[id]] = self.take(id)
+            on_progress(len(results), len(requests))
+    except BaseException:
+      for id in ids:
+        self.cancel(id)
+      raise
+    return [results[i] for i in range(len(requests))]
+
+  def cancel(self, id: int) -> None:
+    """Drops a request in any state, and its result."""
+    self._finished.pop(id, None)
+    self._waiting = collections.deque(s for s in self._waiting if s.id != id)
+    for sequence in self._slots:
+      if sequence is not None and sequence.id == id:
+        self._stop_row(sequence)
+        self._free(sequence)
+    self._held.pop(id, None)
+
+  def take(self, id: int) -> Result:
+    """The result of a request that ended."""
+    return self._finished.pop(id).result
+
+  def result(self, id: int) -> Result:
+    """What there is of a request's result, while it runs, is held or has ended."""
+    return self._find(id).result
+
+  def extend(self, id: int, tokens: Sequence[int], max_new_tokens: int) -> None:
+    """Appends tokens the model did not write to a held request, and lets it answer again: another turn.
+
+    Raises ValueError if they do not fit the context.
+    """
+    sequence = self._held[id]
+    if len(sequence.tokens) + len(tokens) >= self.settings.max_length:
+      raise ValueError(
+        f"a turn of {len(tokens)} tokens after {len(sequence.tokens)} does not fit max_length={self.settings.max_length}"
+      )
+    del self._held[id]
+    sequence.result.append_given(list(tokens))
+    sequence.result.finish_reason = None
+    sequence.tokens += tokens
+    sequence.turn_start = len(sequence.tokens)
+    sequence.request = dataclasses.replace(sequence.request, max_new_tokens=max_new_tokens)
+    sequence.held = False
+    self._waiting.appendleft(sequence)  # its slot, if it still has it, waits for it
+
+  def release(self, id: int) -> Result:
+    """Ends a held request -> its result."""
+    sequence = self._held.pop(id)
+    self._free(sequence)
+    return sequence.result
+
+  @property
+  def busy(self) -> bool:
+    """Whether anything waits or runs."""
+    return bool(self._waiting) or any(s is not None and not s.held for s in self._slots)
+
+  def step(self) -> list[int]:
+    """Admits, prefills and decodes a little -> the requests whose answers ended: to be taken, or extended if held."""
+    if self._params is None:
+      raise ValueError("Engine.step: no parameters yet; call update first")
+    if self._cache is None:
+      self._start()
+    self._admit()
+    self._make_room()
+    running = [s for s in self._slots if s is not None and not s.held]
+    if not running:
+      return []
+    table = self._pages.table if self._pages is not None else None
+    self._cache, self._rows, produced = self._programs.decode(self._params, self._cache, self._rows, table)
+    produced, ended, halted = jax.device_get((produced, self._rows.ended, self._rows.thinking.halted))
+    return self._collect(running, produced, ended, halted)
+
+  # What a step does
+
+  def _start(self) -> None:
+    settings = self.settings
+    if self.paged:
+      most = -(-settings.max_length // settings.page_size)
+      pages = self._slots_of_shard * most
+      if settings.cache_bytes:
+        pages = min(pages, self.pages_in(settings.cache_bytes))
+      if pages < most:
+        raise ValueError(
+          f"cache_bytes={settings.cache_bytes} hold {pages} pages of {settings.page_size} tokens, fewer than the {most}"
+          f" of one sequence of max_length={settings.max_length}"
+        )
+      self._pages = PageTable(self.slots, self._shards, pages, settings.page_size, most)
+      self._cache = self._programs.empty_paged(self._shards, pages)
+    else:
+      self._cache = self._programs.empty_dense(self.slots, self._cache_length(1))
+    self._rows = self._programs.empty_rows(self._rows_of([None] * self.slots))
+
+  @property
+  def _slots_of_shard(self) -> int:
+    return self.slots // self._shards
+
+  def pages_in(self, bytes_per_device: int) -> int:
+    """Pages of each layer that a device of a shard can hold in so many bytes."""
+    tensor = 1 if self.mesh is None else self.mesh.shape["tensor"]
+    dtype = self.settings.cache_dtype or self.config.dtype
+    return bytes_per_device // (page_bytes(self.config, self.settings.page_size, dtype) // tensor)
+
+  def _cache_length(self, tokens: int) -> int:
+    """Of a dense cache that holds so many tokens in a slot."""
+    length = min(_SHORTEST_CACHE, self.settings.max_length)
+    while length < tokens:
+      length = min(length * 3 // 2 if length & (length - 1) == 0 else length * 4 // 3, self.settings.max_length)
+    return length
+
+  def _admit(self) -> None:
+    """Gives slots to what waits, as long as there are slots and room."""
+    waiting, self._waiting = self._waiting, collections.deque()
+    full = False
+    admitted: list[_Sequence] = []
+    for sequence in waiting:
+      slot = sequence.slot  # a further turn still has one
+      if slot is None:
+        slot = None if full else self._free_slot(sequence)
+        if slot is None or not self._has_pages(slot, sequence):
+          full = True  # later ones do not overtake
+          self._waiting.append(sequence)
+          continue
+      sequence.slot = slot
+      self._slots[slot] = sequence
+      if self._pages is None or self._grow(sequence, len(sequence.tokens) + 1):
+        admitted.append(sequence)
+    admitted = [s for s in admitted if s.slot is not None]
+    if not admitted:
+      return
+    self._resize(max(len(s.tokens) for s in admitted) + self.settings.steps)
+    self._fill(admitted)
+    A = self._prefill_rows
+    for start in range(0, len(admitted), A):
+      some = admitted[start : start + A]
+      slots = np.full(A, self.slots, np.int32)
+      slots[: len(some)] = [s.slot for s in some]
+      new = self._rows_of([*some, *[None] * (A - len(some))])
+      self._rows = self._programs.insert(self._rows, new, slots)
+      for sequence in some:
+        sequence.decoding = True
+
+  def _has_pages(self, slot: int, sequence: _Sequence) -> bool:
+    """Whether a shard has the pages that a request starts with, and one for each request that runs."""
+    if self._pages is None:
+      return True
+    shard = slot // self._slots_of_shard
+    others = sum(s is not None and self._shard(s) == shard for s in self._slots)
+    return others == 0 or self._pages.missing(slot, len(sequence.tokens) + 1) + others <= self._pages.free_pages(slot)
+
+  def _free_slot(self, sequence: _Sequence) -> int | None:
+    """An empty slot, in a shard that holds the same prompt or has most room."""
+    free = [i for i, s in enumerate(self._slots) if s is None]
+    if not free:
+      return None
+    if self._shards == 1:
+      return free[0]
+    shard = lambda slot: slot // self._slots_of_shard
+    prompt = sequence.request.prompt
+    same = {shard(i) for i, s in enumerate(self._slots) if s is not None and s.request.prompt == prompt}
+    load = collections.Counter(shard(i) for i, s in enumerate(self._slots) if s is not None)
+    return min(free, key=lambda slot: (shard(slot) not in same, load[shard(slot)], slot))
+
+  def _fill(self, admitted: list[_Sequence]) -> None:
+    """The cache with all tokens but the last of each; of requests with one prompt, those of the first are copied."""
+    copies: list[tuple[_Sequence, _Sequence]] = []
+    leaders: list[_Sequence] = []
+    holders = [s for s in self._slots if s is not None and s not in admitted]
+    for sequence in admitted:
+      source = next((s for s in holders if self._shares(s, sequence)), None)
+      if source is not None:
+        copies.append((source, sequence))
+      else:
+        leaders.append(sequence)
+        holders.append(sequence)
+    self._prefill(leaders)
+    A = self._prefill_rows
+    for start in range(0, len(copies), A):
+      self._copy(copies[start : start + A])
+
+  def _shares(self, source: _Sequence, target: _Sequence) -> bool:
+    """Whether the source's cache holds, or will after its prefill, all that the target needs."""
+    fresh = target.cached == 0 and len(target.tokens) == len(target.request.prompt) and len(target.tokens) > 1
+    if not fresh or source.request.prompt != target.request.prompt:
+      return False
+    return self._pages is None or self._shard(source) == self._shard(target)
+
+  def _shard(self, sequence: _Sequence) -> int:
+    assert sequence.slot is not None
+    return sequence.slot // self._slots_of_shard
+
+  def _prefill(self, sequences: list[_Sequence]) -> None:
+    A, D = self._prefill_rows, self._shards
+    left = lambda s: len(s.tokens) - 1 - s.cached
+    todo = [[s for s in sequences if self._shard(s) == shard and left(s) > 0] for shard in range(D)]
+    while any(todo):
+      rows: list[_Sequence | None] = []
+      for of_shard in todo:
+        of_shard.sort(key=left)  # alike lengths together
+        some = of_shard[-(A // D) :]
+        rows += [*some, *[None] * (A // D - len(some))]
+      T = min(max(left(s) for s in rows if s is not None), self.settings.prefill_length)
+      T = next(n for n in _powers(_SHORTEST) if n >= T)
+      T = min(T, max(self.settings.prefill_length, _SHORTEST))
+      tokens = np.zeros((A, T), np.int32)
+      slots, starts, counts = (np.zeros(A, np.int32) for _ in range(3))
+      for a, sequence in enumerate(rows):
+        slots[a] = a // (A // D) * self._slots_of_shard  # of the row's shard, in any case
+        if sequence is None:
+          continue
+        n = min(T, left(sequence))
+        tokens[a, T - n :] = sequence.tokens[sequence.cached : sequence.cached + n]
+        slots[a], starts[a], counts[a] = sequence.slot, sequence.cached, n
+        sequence.cached += n
+      table = self._pages.table[slots] if self._pages is not None else None
+      place = Place(None if self.paged else slots, starts, counts, table)  # type: ignore[arg-type]
+      self._cache = self._programs.prefill(self._params, tokens, place, self._cache)
+      todo = [[s for s in of_shard if left(s) > 0] for of_shard in todo]
+
+  def _copy(self, pairs: list[tuple[_Sequence, _Sequence]]) -> None:
+    """What slots hold of their prompts, to others with the same prompt."""
+    A = self._prefill_rows
+    for source, target in pairs:
+      target.cached = len(target.tokens) - 1
+    if self._pages is None:
+      sources, targets = np.zeros(A, np.int32), np.full(A, self.slots, np.int32)
+      sources[: len(pairs)] = [source.slot for source, _ in pairs]
+      targets[: len(pairs)] = [target.slot for _, target in pairs]
+    else:
+      sources, targets = np.zeros((self._shards, A), np.int32), np.full((self._shards, A), -1, np.int32)
+      for a, (source, target) in enumerate(pairs):
+        assert source.slot is not None and target.slot is not None
+        self._pages.release(target.slot)
+        pair = self._pages.share(source.slot, target.slot, target.cached)
+        if pair is not None:
+          sources[self._shard(target), a], targets[self._shard(target), a] = pair
+        self._pages.grow(target.slot, len(target.tokens) + 1)
+      if (targets < 0).all():
+        return
+    self._cache = self._programs.copy(self._cache, sources, targets)
+
+  def _make_room(self) -> None:
+    """For what the next steps add; where pages are short, the youngest give theirs up and wait."""
+    steps = self.settings.steps
+    running = [s for s in self._slots if s is not None and not s.held]
+    if self._pages is None:
+      if running:
+        self._resize(max(min(s.cached + steps, self.settings.max_length) for s in running))
+      return
+    for sequence in sorted(running, key=lambda s: s.id):
+      if sequence.slot is not None:
+        self._grow(sequence, min(sequence.cached + steps + 1, self.settings.max_length))
+
+  def _resize(self, tokens: int) -> None:
+    if self._pages is None:
+      length = self._cache_length(min(tokens, self.settings.max_length))
+      occupied = any(s is not None and s.cached > 0 for s in self._slots)
+      if length > self._cache.length or (length < self._cache.length and not occupied):
+        self._cache = self._programs.resize(self._cache, length)
+
+  def _grow(self, sequence: _Sequence, tokens: int) -> bool:
+    """Pages for so many tokens, if need be of younger requests; else the request gives up its own and waits."""
+    assert self._pages is not None and sequence.slot is not None
+    while not self._pages.grow(sequence.slot, tokens):
+      shard = self._shard(sequence)
+      others = [s for s in self._slots if s is not None and s.id > sequence.id and self._shard(s) == shard]
+      victim = max(others, key=lambda s: s.id, default=sequence)
+      self._suspend(victim)
+      if victim is sequence:
+        return False
+    return True
+
+  def _suspend(self, sequence: _Sequence) -> None:
+    """Frees a slot; its request goes on later, from its tokens and what its row held."""
+    if not sequence.held:
+      if sequence.decoding:
+        sequence.row = jax.device_get(self._programs.row(self._rows, np.int32(sequence.slot)))
+        self._stop_row(sequence)
+      self._waiting.appendleft(sequence)
+    self._free(sequence)
+
+  def _free(self, sequence: _Sequence) -> None:
+    if sequence.slot is None:
+      return
+    if self._pages is not None:
+      self._pages.release(sequence.slot)
+    self._slots[sequence.slot] = None
+    sequence.slot, sequence.cached, sequence.decoding = None, 0, False
+
+  def _stop_row(self, *sequences: _Sequence) -> None:
+    slots = np.full(self.slots, self.slots, np.int32)
+    slots[: len(sequences)] = [s.slot for s in sequences]
+    self._rows = self._programs.stop(self._rows, slots)
+
+  def _collect(self, running: list[_Sequence], produced, ended, halted) -> list[int]:
+    """What the steps produced, into results; slots of what ended become free."""
+    done: list[_Sequence] = []
+    stopped: list[_Sequence] = []
+    for sequence in running:
+      assert sequence.slot is not None
+      slot, result = sequence.slot, sequence.result
+      valid = produced.valid[:, slot]
+      of_slot = lambda x: x[valid, slot].tolist()  # noqa: B023
+      new = of_slot(produced.tokens)
+      sequence.tokens += new
+      sequence.cached += len(new)
+      result.tokens += new
+      result.log_probabilities += of_slot(produced.log_probabilities)
+      result.sampling_log_probabilities += of_slot(produced.sampling_log_probabilities)
+      result.sampled += (~produced.inserted[valid, slot]).tolist()
+      result.thinking_halted |= bool(halted[slot])
+      reason = _REASONS.get(int(ended[slot]))
+      if sequence.request.ends_at is not None and new:
+        keep = sequence.request.ends_at(new)
+        if keep is not None:
+          if reason is None:
+            stopped.append(sequence)
+          reason = "stop_string"
+          result.cut(len(result.tokens) - len(new) + keep)
+          del sequence.tokens[len(sequence.tokens) - len(new) + keep :]
+          sequence.cached = min(sequence.cached, len(sequence.tokens) - 1)
+      if reason is not None:
+        result.finish_reason = reason
+        done.append(sequence)
+    if stopped:
+      self._stop_row(*stopped)
+    for sequence in done:
+      self._end(sequence)
+    return [s.id for s in done]
+
+  def _end(self, sequence: _Sequence) -> None:
+    if sequence.result.finish_reason == "not_finite" and not self.paged:
+      self._cache = self._programs.clear(self._cache, np.int32(sequence.slot))
+    if sequence.request.hold and sequence.result.finish_reason in ("stop", "length", "stop_string"):
+      sequence.held, sequence.decoding = True, False
+      self._held[sequence.id] = sequence
+      return
+    self._free(sequence)
+    self._finished[sequence.id] = sequence
+
+  def _find(self, id: int) -> _Sequence:
+    if id in self._finished:
+      return self._finished[id]
+    return next(s for s in [*self._slots, *self._waiting, *self._held.values()] if s is not None and s.id == id)
+
+  def _rows_of(self, sequences: Sequence[_Sequence | None]) -> Rows:
+    """Rows of sequences, on the host; None is a row that does not run."""
+    rows = [self._idle if s is None else s.row if s.row is not None else self._row_of(s) for s in sequences]
+    for sequence in sequences:
+      if sequence is not None:
+        sequence.row = None
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+  @functools.cached_property
+  def _idle(self) -> Rows:
+    nothing = _Sequence(-1, Request([0], 1))
+    return dataclasses.replace(self._row_of(nothing), running=np.bool_(False), length=np.int32(0))
+
+  def _row_of(self, sequence: _Sequence) -> Rows:
+    """The row of a request whose answer begins."""
+    request, tokens, V = sequence.request, sequence.tokens, self.config.vocab_size
+    number = lambda x: np.int32(x)
+    stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
+    stop_ids[: len(request.stop_ids)] = request.stop_ids
+    phase = self._ids.phase(tokens)
+    budget = NO_BUDGET if request.thinking_budget is None else request.thinking_budget
+    halts = phase == INSIDE and budget == 0
+    adjustments = None
+    if self.settings.adjustments:
+      prompted, bias = np.zeros(V, bool), np.zeros(V, np.float32)
+      prompted[list(request.prompt)] = True
+      for token, value in request.sampling.logit_bias.items():
+        bias[token] = value
+      generated = np.bincount(tokens[len(request.prompt) :], minlength=V).astype(np.int32)
+      adjustments = Adjustments(generated, prompted, bias)  # type: ignore[arg-type]
+    one = Controls.of([request.sampling])
+    return Rows(
+      token=number(tokens[-1]),
+      length=number(len(tokens) - 1),
+      running=np.bool_(True),
+      ended=number(programs.RUNNING),
+      drawn=number(len(sequence.result.tokens)),
+      key=sequence.key,
+      limit=number(request.max_new_tokens),
+      left=number(request.max_new_tokens),
+      room=number(self.settings.max_length - len(tokens)),
+      stop_ids=stop_ids,
+      thinking=Thinking(number(phase), number(0), number(budget), number(0 if halts else -1), number(halts)),
+      controls=jax.tree.map(lambda x: x[0], one),
+      adjustments=adjustments,
+    )  # type: ignore[arg-type]
+
+
+class _Programs:
+  """The engine's jitted programs; caches and rows are donated to them."""
+
+  def __init__(
+    self, config: ModelConfig, ids: ThinkingTokens, settings: EngineSettings, mesh: Mesh | None, stacked: bool
+  ):
+    self._config, self._settings, self._mesh, self._stacked = config, settings, mesh, stacked
+    self._of_cache = self._of_rows = self._whole = None
+    options = None
+    if mesh is not None:
+      self._of_cache = cache_sharding(mesh)
+      self._of_rows = NamedSharding(mesh, P(BATCH_AXES))
+      self._whole = NamedSharding(mesh, P())
+      options = compiler_options(mesh)
+    jit = functools.partial(jax.jit, compiler_options=options or None)
+    cache, rows = self._of_cache, self._of_rows
+    self._decode = jit(
+      functools.partial(programs.decode, config, ids, settings.steps),
+      donate_argnums=(1, 2),
+      out_shardings=(cache, rows, self._whole),
+    )
+    self._prefill = jit(functools.partial(programs.prefill, config), donate_argnums=3, out_shardings=cache)
+    self._insert = jit(programs.insert, donate_argnums=0, out_shardings=rows)
+    self._row = jit(lambda rows, slot: jax.tree.map(lambda x: x[slot], rows), out_shardings=self._whole)
+    self._stop = jit(_stopped, donate_argnums=0, out_shardings=rows)
+    self._copy = jit(lambda cache, *slots: cache.copied(*slots), donate_argnums=0, out_shardings=cache)
+    self._clear = jit(lambda cache, slot: cache.cleared(slot), donate_argnums=0, out_shardings=cache)
+    self._resize = jit(lambda cache, length: cache.resized(length), static_argnums=1, out_shardings=cache)
+    self._cast = jit(functools.partial(decoding_layout, config, stacked=True))
+    self._unstack = jit(functools.partial(decoding_layout, config, stacked=False))
+
+  def layout(self, params: Parameters) -> Parameters:
+    """Parameters as the programs take them, on the devices of the mesh."""
+    params = self._cast(params)
+    if self._mesh is not None:
+      with decoding():
+        params = jax.device_put(params, parameter_shardings(self._config, self._mesh))
+    return params if self._stacked else self._unstack(params)
+
+  def _on_mesh(self, program, *arguments):
+    if self._mesh is None:
+      return program(*arguments)
+    with jax.set_mesh(self._mesh):
+      return program(*arguments)
+
+  def decode(self, *arguments):
+    return self._on_mesh(self._decode, *arguments)
+
+  def prefill(self, *arguments):
+    return self._on_mesh(self._prefill, *arguments)
+
+  def insert(self, *arguments):
+    return self._on_mesh(self._insert, *arguments)
+
+  def row(self, *arguments):
+    return self._on_mesh(self._row, *arguments)
+
+  def stop(self, *arguments):
+    return self._on_mesh(self._stop, *arguments)
+
+  def copy(self, *arguments):
+    return self._on_mesh(self._copy, *arguments)
+
+  def clear(self, *arguments):
+    return self._on_mesh(self._clear, *arguments)
+
+  def resize(self, *arguments):
+    return self._on_mesh(self._resize, *arguments)
+
+  def empty_dense(self, slots: int, length: int) -> DenseCache:
+    return jax.jit(lambda: DenseCache.empty(self._config, slots, length), out_shardings=self._of_cache)()
+
+  def empty_paged(self, shards: int, pages: int) -> PagedCache:
+    dtype = self._settings.cache_dtype or self._config.dtype
+    empty = lambda: PagedCache.empty(self._config, shards, pages, self._settings.page_size, dtype)
+    return jax.jit(empty, out_shardings=self._of_cache)()
+
+  def empty_rows(self, rows: Rows) -> Rows:
+    return jax.device_put(rows, self._of_rows) if self._of_rows is not None else jax.tree.map(jnp.asarray, rows)
+
+
+def _stopped(rows: Rows, slots: jax.Array) -> Rows:
+  return dataclasses.replace(rows, running=rows.running.at[slots].set(False, mode="drop"))
+
+
+def _powers(n: int):
+  while True:
+    yield n
+    n *= 2
+
+
+def _check(config: ModelConfig, settings: EngineSettings, mesh: Mesh | None) -> None:
+  problems = []
+  if settings.cache not in ("auto", "dense", "paged"):
+    problems.append(f"cache={settings.cache!r}, expected auto, dense or paged")
+  for name in ("slots", "max_length", "steps", "prefill_rows", "prefill_length", "page_size"):
+    if getattr(settings, name) < 1:
+      problems.append(f"{name}={getattr(settings, name)}, expected at least 1")
+  if mesh is not None:
+    unused = [axis for axis in ("fsdp", "context") if mesh.shape[axis] > 1]
+    if unused:
+      problems.append(f"a mesh that splits {' and '.join(unused)}; decoding uses data, expert and tensor")
+    if config.num_kv_heads % mesh.shape["tensor"]:
+      problems.append(f"tensor={mesh.shape['tensor']} does not divide num_kv_heads={config.num_kv_heads}")
+  if problems:
+    raise ValueError("Engine: " + "; ".join(problems))
+
+
+def _check_request(request: Request, config: ModelConfig, settings: EngineSettings) -> None:
+  if len(request.prompt) >= settings.max_length:
+    raise ValueError(
+      f"Request: a prompt of {len(request.prompt)} tokens leaves no room in a context of {settings.max_length}"
+    )
+  V = config.vocab_size
+  outside = [token for token in (*request.prompt, *request.sampling.logit_bias) if not 0 <= token < V]
+  if outside:
+    raise ValueError(f"Request: token id {outside[0]} is outside of the vocabulary of {V}")
+  if request.sampling.adjusts and not settings.adjustments:
+    raise ValueError("Request: penalties and logit_bias need an engine with adjustments=True")

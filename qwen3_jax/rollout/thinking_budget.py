@@ -1,0 +1,85 @@
+"""Where an answer stands between <think> and </think>, and what is inserted when a budget is used up.
+
+Qwen3 report, section 4.3: at the limit thinking is halted, a sentence closes it, and the model answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qwen3_jax.data.tokenizer import Tokenizer
+
+STOP_THINKING = (
+  "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+  "</think>.\n\n"
+)
+NO_BUDGET = 2**30
+BEFORE, INSIDE, AFTER = 0, 1, 2
+
+
+class ThinkingTokens(NamedTuple):
+  """Ids; a vocabulary without these tokens has -1, and no thinking."""
+
+  start: int = -1
+  end: int = -1
+  sentence: tuple[int, ...] = ()  # STOP_THINKING
+  turn: int = -1  # what every turn of a conversation opens with
+
+  @classmethod
+  def of(cls, tokenizer: Tokenizer) -> ThinkingTokens:
+    names = tokenizer.special_tokens
+    if "<think>" not in names or "</think>" not in names:
+      return cls()
+    return cls(names["<think>"], names["</think>"], tuple(tokenizer.encode(STOP_THINKING)), names.get("<|im_start|>", -1))
+
+  def phase(self, prompt: list[int]) -> int:
+    """Where an answer starts whose prompt may have opened the thinking, or opened and closed it."""
+    for token in reversed(prompt if self.sentence else []):
+      if token in (self.start, self.end, self.turn):
+        return {self.start: INSIDE, self.end: AFTER}.get(token, BEFORE)
+    return BEFORE
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Thinking:
+  """Of R rows, int32 [R]."""
+
+  phase: jax.Array
+  thought: jax.Array  # tokens since <think>
+  budget: jax.Array  # at most so many; NO_BUDGET: any number
+  inserting: jax.Array  # the next token of the sentence, or -1
+  halted: jax.Array  # 1 where the budget was used up
+
+  def insert(self, ids: ThinkingTokens, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rows' next tokens, given what was drawn: the sentence's where it is being inserted; and where that is."""
+    inserting = self.inserting >= 0
+    if not ids.sentence:
+      return tokens, inserting
+    sentence = jnp.asarray(ids.sentence, jnp.int32)
+    return jnp.where(inserting, sentence[jnp.maximum(self.inserting, 0)], tokens), inserting
+
+  def after(self, ids: ThinkingTokens, tokens: jax.Array) -> Thinking:
+    """With one more token of every row.
+
+    The budget's last token may be </think>: then nothing is inserted.
+    """
+    inserting = self.inserting >= 0
+    following = self.inserting + 1
+    inserted = inserting & (following == len(ids.sentence))
+    opens = ~inserting & (self.phase == BEFORE) & (tokens == ids.start)
+    closes = ~inserting & (self.phase != AFTER) & (tokens == ids.end)
+    phase = jnp.where(opens, INSIDE, jnp.where(closes | inserted, AFTER, self.phase))
+    thought = self.thought + (~inserting & (self.phase == INSIDE) & ~closes)
+    halts = ~inserting & (phase == INSIDE) & (thought >= self.budget)
+    return Thinking(
+      phase=phase,
+      thought=thought.astype(jnp.int32),
+      budget=self.budget,
+      inserting=jnp.where(halts, 0, jnp.where(inserted | ~inserting, -1, following)),
+      halted=jnp.where(halts, 1, self.halted),
+    )
