@@ -9,12 +9,14 @@ if TYPE_CHECKING:
   from qwen3_jax.data.tokenizer import Tokenizer
   from qwen3_jax.loading import load_pretrained, save_pretrained
   from qwen3_jax.models.config import ModelConfig, model_config
+  from qwen3_jax.rollout.generate import generate
 
-__all__ = ["ModelConfig", "Tokenizer", "load_pretrained", "model_config", "save_pretrained"]
+__all__ = ["ModelConfig", "Tokenizer", "generate", "load_pretrained", "model_config", "save_pretrained"]
 
 _HOMES = {
   "ModelConfig": "qwen3_jax.models.config",
   "Tokenizer": "qwen3_jax.data.tokenizer",
+  "generate": "qwen3_jax.rollout.generate",
   "load_pretrained": "qwen3_jax.loading",
   "model_config": "qwen3_jax.models.config",
   "save_pretrained": "qwen3_jax.loading",

@@ -128,9 +128,7 @@ class PagedCache:
 
       return jax.tree.map(one, pages)
 
-    pages = self._each_shard(
-      copy, self.pages, sources, targets, specs=(CACHE_SPEC, _ROWS, _ROWS), out=CACHE_SPEC
-    )
+    pages = self._each_shard(copy, self.pages, sources, targets, specs=(CACHE_SPEC, _ROWS, _ROWS), out=CACHE_SPEC)
     return PagedCache(pages, self.num_layers)
 
   def attend(self, layer: int | jax.Array, place: Place, query: jax.Array, key: jax.Array, value: jax.Array):

@@ -39,13 +39,20 @@ class Rows:
 
 
 class Produced(NamedTuple):
-  """Of n steps, [n, R]."""
+  """Of a step, [R]; of n steps, [n, R]."""
 
   tokens: jax.Array  # int32
   log_probabilities: jax.Array  # float32: of the model
   sampling_log_probabilities: jax.Array  # float32: of the distribution drawn from; 0 where inserted
   inserted: jax.Array  # bool: not the model's choice
   valid: jax.Array  # bool: whether the row produced a token in this step
+
+
+class Status(NamedTuple):
+  """Of rows after some steps, int32 [R]."""
+
+  ended: jax.Array  # RUNNING, ...
+  halted: jax.Array  # 1 where the thinking budget was used up
 
 
 def prefill(config: ModelConfig, params: Parameters, tokens: jax.Array, place: Place, cache: Any) -> Any:
@@ -66,7 +73,7 @@ def decode(
   cache: Any,
   rows: Rows,
   page_table: jax.Array | None,
-) -> tuple[Any, Rows, Produced]:
+) -> tuple[Any, Rows, tuple[Produced, Status]]:
   """Up to `steps` tokens for every running row; ends early when none runs."""
   R = rows.token.shape[0]
   empty = lambda dtype: jnp.zeros((steps, R), dtype)
@@ -81,7 +88,7 @@ def decode(
     return (carry[0] < steps) & jnp.any(carry[2].running)
 
   _, cache, rows, produced = jax.lax.while_loop(goes_on, step, (jnp.int32(0), cache, rows, produced))
-  return cache, rows, produced
+  return cache, rows, (produced, Status(rows.ended, rows.thinking.halted))
 
 
 def decode_step(

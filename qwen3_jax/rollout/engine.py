@@ -26,7 +26,7 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.rollout import decode as programs
 from qwen3_jax.rollout.cache import DenseCache, PagedCache, cache_sharding, page_bytes
-from qwen3_jax.rollout.decode import Rows
+from qwen3_jax.rollout.decode import Produced, Rows, Status
 from qwen3_jax.rollout.page_table import PageTable
 from qwen3_jax.rollout.request import MAX_STOP_IDS, FinishReason, Request, Result, request_key
 from qwen3_jax.rollout.sampling import Adjustments, Controls
@@ -107,7 +107,7 @@ class Engine:
     self.paged = settings.cache == "paged" or (settings.cache == "auto" and not on_cpu)
     self._stacked = not (on_cpu or config.unroll_layers)
     self._params: Parameters | None = None
-    self._programs = _Programs(config, self._ids, settings, mesh, self._stacked)
+    self._programs = _programs(config, self._ids, settings, mesh, self._stacked)
     self._pages: PageTable | None = None
     self._cache: Any = None
     self._rows: Rows | None = None
@@ -130,11 +130,15 @@ class Engine:
 
   def submit(self, request: Request) -> int:
     """Queues a request -> its number. Raises ValueError for what can never run."""
-    _check_request(request, self.config, self.settings)
+    self.check(request)
     sequence = _Sequence(self._next_id, request)
     self._next_id += 1
     self._waiting.append(sequence)
     return sequence.id
+
+  def check(self, request: Request) -> None:
+    """Raises ValueError for what can never run."""
+    _check_request(request, self.config, self.settings, self._ids)
 
   def run(
     self, requests: Iterable[Request], on_progress: Callable[[int, int], None] = lambda done, total: None
@@ -218,9 +222,8 @@ class Engine:
     if not running:
       return []
     table = self._pages.table if self._pages is not None else None
-    self._cache, self._rows, produced = self._programs.decode(self._params, self._cache, self._rows, table)
-    produced, ended, halted = jax.device_get((produced, self._rows.ended, self._rows.thinking.halted))
-    return self._collect(running, produced, ended, halted)
+    self._cache, self._rows, news = self._programs.decode(self._params, self._cache, self._rows, table)
+    return self._collect(running, *jax.device_get(news))
 
   # What a step does
 
@@ -443,7 +446,7 @@ class Engine:
     slots[: len(sequences)] = [s.slot for s in sequences]
     self._rows = self._programs.stop(self._rows, slots)
 
-  def _collect(self, running: list[_Sequence], produced, ended, halted) -> list[int]:
+  def _collect(self, running: list[_Sequence], produced: Produced, status: Status) -> list[int]:
     """What the steps produced, into results; slots of what ended become free."""
     done: list[_Sequence] = []
     stopped: list[_Sequence] = []
@@ -459,8 +462,8 @@ class Engine:
       result.log_probabilities += of_slot(produced.log_probabilities)
       result.sampling_log_probabilities += of_slot(produced.sampling_log_probabilities)
       result.sampled += (~produced.inserted[valid, slot]).tolist()
-      result.thinking_halted |= bool(halted[slot])
-      reason = _REASONS.get(int(ended[slot]))
+      result.thinking_halted |= bool(status.halted[slot])
+      reason = _REASONS.get(int(status.ended[slot]))
       if sequence.request.ends_at is not None and new:
         keep = sequence.request.ends_at(new)
         if keep is not None:
@@ -623,6 +626,12 @@ class _Programs:
     return jax.device_put(rows, self._of_rows) if self._of_rows is not None else jax.tree.map(jnp.asarray, rows)
 
 
+@functools.lru_cache(maxsize=16)
+def _programs(*arguments) -> _Programs:
+  """Engines that are alike share what is compiled."""
+  return _Programs(*arguments)
+
+
 def _stopped(rows: Rows, slots: jax.Array) -> Rows:
   return dataclasses.replace(rows, running=rows.running.at[slots].set(False, mode="drop"))
 
@@ -650,7 +659,7 @@ def _check(config: ModelConfig, settings: EngineSettings, mesh: Mesh | None) -> 
     raise ValueError("Engine: " + "; ".join(problems))
 
 
-def _check_request(request: Request, config: ModelConfig, settings: EngineSettings) -> None:
+def _check_request(request: Request, config: ModelConfig, settings: EngineSettings, ids: ThinkingTokens) -> None:
   if len(request.prompt) >= settings.max_length:
     raise ValueError(
       f"Request: a prompt of {len(request.prompt)} tokens leaves no room in a context of {settings.max_length}"
@@ -659,5 +668,7 @@ def _check_request(request: Request, config: ModelConfig, settings: EngineSettin
   outside = [token for token in (*request.prompt, *request.sampling.logit_bias) if not 0 <= token < V]
   if outside:
     raise ValueError(f"Request: token id {outside[0]} is outside of the vocabulary of {V}")
+  if request.thinking_budget is not None and not ids.sentence:
+    raise ValueError("Request: thinking_budget needs a vocabulary with <think> and </think>")
   if request.sampling.adjusts and not settings.adjustments:
     raise ValueError("Request: penalties and logit_bias need an engine with adjustments=True")

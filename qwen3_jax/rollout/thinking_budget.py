@@ -34,7 +34,9 @@ class ThinkingTokens(NamedTuple):
     names = tokenizer.special_tokens
     if "<think>" not in names or "</think>" not in names:
       return cls()
-    return cls(names["<think>"], names["</think>"], tuple(tokenizer.encode(STOP_THINKING)), names.get("<|im_start|>", -1))
+    return cls(
+      names["<think>"], names["</think>"], tuple(tokenizer.encode(STOP_THINKING)), names.get("<|im_start|>", -1)
+    )
 
   def phase(self, prompt: list[int]) -> int:
     """Where an answer starts whose prompt may have opened the thinking, or opened and closed it."""

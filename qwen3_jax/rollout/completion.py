@@ -1,0 +1,88 @@
+"""Completion: an answer as text, thinking apart from response."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.rollout.request import FinishReason, Result
+from qwen3_jax.rollout.thinking_budget import AFTER, BEFORE, INSIDE, ThinkingTokens
+
+ThinkingEnd = Literal["none", "closed", "budget", "unclosed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """One answer. The lists are equally long."""
+
+  text: str  # all of it, control tokens left out, up to a stop string
+  thinking: str  # between <think> and </think>; "" without thinking
+  response: str  # what follows
+  token_ids: list[int]  # the end token or those of a stop string included
+  logprobs: list[float]  # of the model
+  sampling_logprobs: list[float]  # of the distribution that was drawn from
+  sampled: list[bool]  # False for tokens of the sentence that a thinking budget inserts
+  finish_reason: FinishReason  # "stop": an end token; "length": max_new_tokens; "context": the model's context is full
+  thinking_end: ThinkingEnd  # by </think>, by the budget, or not at all
+
+
+def completion(
+  tokenizer: Tokenizer, ids: ThinkingTokens, prompt: list[int], result: Result, stop: tuple[str, ...] = ()
+) -> Completion:
+  """The text of a result whose prompt was `prompt`."""
+  assert result.finish_reason is not None
+  phase = ids.phase(prompt)
+  opened = phase == INSIDE
+  thinking: list[int] = []
+  response: list[int] = []
+  for token, sampled in zip(result.tokens, result.sampled):
+    if phase == BEFORE and token == ids.start:
+      phase, opened = INSIDE, True
+    elif phase != AFTER and token == ids.end:
+      phase = AFTER
+      if not opened:  # a template that opened the thinking out of sight
+        thinking, response, opened = response, [], True
+    elif phase == INSIDE:
+      thinking.append(token)
+    elif sampled:  # the sentence's end, after </think>, is no part of the response
+      response.append(token)
+  ending: ThinkingEnd = "none"
+  if opened:
+    ending = "unclosed" if phase == INSIDE else "budget" if result.thinking_halted else "closed"
+  decode = lambda tokens: tokenizer.decode(tokens, skip_special=True)
+  return Completion(
+    text=_before(decode(result.tokens), stop),
+    thinking=_before(decode(thinking), stop).strip("\n"),
+    response=_before(decode(response), stop).lstrip("\n"),
+    token_ids=result.tokens,
+    logprobs=result.log_probabilities,
+    sampling_logprobs=result.sampling_log_probabilities,
+    sampled=result.sampled,
+    finish_reason=result.finish_reason,
+    thinking_end=ending,
+  )
+
+
+def _before(text: str, stop: tuple[str, ...]) -> str:
+  """The text up to the first stop string."""
+  ends = [place for string in stop if (place := text.find(string)) >= 0]
+  return text[: min(ends)] if ends else text
+
+
+class StopStrings:
+  """Watches the tokens of one request: `Request.ends_at`."""
+
+  def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]):
+    self._decoder = tokenizer.stream(skip_special=True)
+    self._stop = stop
+    self._longest = max(map(len, stop))
+    self._tail = ""  # the last characters: a stop string may begin in one token and end in another
+
+  def __call__(self, tokens: list[int]) -> int | None:
+    for i, token in enumerate(tokens):
+      text = self._tail + self._decoder.push(token)
+      if any(string in text for string in self._stop):
+        return i + 1
+      self._tail = text[-(self._longest - 1) :] if self._longest > 1 else ""
+    return None

@@ -1,0 +1,33 @@
+"""The mesh to decode on, of the devices that a model is on."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.sharding import MESH_AXES
+
+
+def decoding_mesh(config: ModelConfig, mesh: Mesh) -> Mesh | None:
+  """The devices of `mesh`, in its order: heads and matrices split as far as key/value heads go, then experts, then slots.
+
+  None for one device.
+  """
+  if mesh.size == 1:
+    return None
+  tensor = math.gcd(mesh.size, config.num_kv_heads)
+  expert = math.gcd(mesh.size // tensor, config.num_experts) if config.is_moe else 1
+  sizes = {"data": mesh.size // tensor // expert, "expert": expert, "tensor": tensor}
+  devices = np.asarray(mesh.devices).reshape([sizes.get(axis, 1) for axis in MESH_AXES])
+  return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_of(params: Parameters) -> Mesh | None:
+  """The mesh that parameters are laid out on; None on one device."""
+  sharding = jax.tree.leaves(params)[0].sharding
+  return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
