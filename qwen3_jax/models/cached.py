@@ -56,7 +56,7 @@ def decoding_layout(config: ModelConfig, params: Parameters, stacked: bool) -> P
 def cached_hidden(
   config: ModelConfig, params: Parameters, tokens: jax.Array, place: Place, cache: Any
 ) -> tuple[Transformer, jax.Array, Any]:
-  """Runs new tokens int32 [B, T] -> (the model without its layers, [B, T, D] after the final norm, the cache with them).
+  """Runs new tokens int32 [B, T] -> (the model without its layers, [B, T, D] after the final norm, the cache).
 
   Args:
     params: as `decoding_layout` leaves them.

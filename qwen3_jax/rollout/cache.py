@@ -135,7 +135,7 @@ class PagedCache:
     assert place.page_table is not None
 
     def attend(pages: Pages, table, starts, counts, query, key, value):
-      B, T, N, H = query.shape
+      B, T = query.shape[:2]
       place = Place(None, starts, counts)
       first_page = layer * (pages.keys.shape[0] // self.num_layers)
       position = place.positions(T)

@@ -14,9 +14,9 @@ from qwen3_jax.sharding import MESH_AXES
 
 
 def decoding_mesh(config: ModelConfig, mesh: Mesh) -> Mesh | None:
-  """The devices of `mesh`, in its order: heads and matrices split as far as key/value heads go, then experts, then slots.
+  """The devices of `mesh`, in its order; None for one device.
 
-  None for one device.
+  Heads and matrices are split as far as key/value heads go, then experts, then slots.
   """
   if mesh.size == 1:
     return None
@@ -30,4 +30,7 @@ def decoding_mesh(config: ModelConfig, mesh: Mesh) -> Mesh | None:
 def mesh_of(params: Parameters) -> Mesh | None:
   """The mesh that parameters are laid out on; None on one device."""
   sharding = jax.tree.leaves(params)[0].sharding
-  return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+  if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+    return None
+  assert isinstance(sharding.mesh, Mesh)
+  return sharding.mesh

@@ -15,23 +15,22 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from qwen3_jax.compiler_options import compiler_options
-from qwen3_jax.models.cached import Place, decoding_layout
+from qwen3_jax.models.cached import Place
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.rollout import decode as programs
-from qwen3_jax.rollout.cache import DenseCache, PagedCache, cache_sharding, page_bytes
+from qwen3_jax.rollout.cache import page_bytes
 from qwen3_jax.rollout.decode import Produced, Rows, Status
+from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.page_table import PageTable
-from qwen3_jax.rollout.request import MAX_STOP_IDS, FinishReason, Request, Result, request_key
-from qwen3_jax.rollout.sampling import Adjustments, Controls
-from qwen3_jax.rollout.thinking_budget import INSIDE, NO_BUDGET, Thinking, ThinkingTokens
-from qwen3_jax.sharding import BATCH_AXES, decoding, parameter_shardings
+from qwen3_jax.rollout.programs import engine_programs
+from qwen3_jax.rollout.request import FinishReason, Request, Result, request_key
+from qwen3_jax.rollout.rows import idle_row, row_of
+from qwen3_jax.rollout.thinking_budget import ThinkingTokens
+from qwen3_jax.sharding import BATCH_AXES
 
 _REASONS: dict[int, FinishReason] = {
   programs.STOP: "stop",
@@ -41,20 +40,6 @@ _REASONS: dict[int, FinishReason] = {
 }
 _SHORTEST = 32  # of the buckets that prompts are prefilled in
 _SHORTEST_CACHE = 128  # of the buckets that a dense cache grows through
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSettings:
-  slots: int = 64  # sequences that are decoded at a time
-  max_length: int = 4096  # of prompt and answer together
-  steps: int = 8  # decoding steps between looks at what has ended
-  prefill_rows: int = 8  # prompts that are prefilled at a time
-  prefill_length: int = 512  # of their tokens; longer ones take several turns
-  adjustments: bool = True  # whether requests may have penalties and biases, which take V numbers a slot
-  cache: str = "auto"  # "dense", "paged"; auto: dense on a CPU
-  page_size: int = 128  # tokens
-  cache_dtype: str = ""  # of a paged cache, "int8" or "bfloat16"; "": the model's
-  cache_bytes: int = 0  # of each device that the cache may take; 0: room for max_length in every slot
 
 
 class _Sequence:
@@ -106,8 +91,10 @@ class Engine:
     on_cpu = (jax.devices() if mesh is None else mesh.devices.flat)[0].platform == "cpu"
     self.paged = settings.cache == "paged" or (settings.cache == "auto" and not on_cpu)
     self._stacked = not (on_cpu or config.unroll_layers)
+    self._row_of = functools.partial(row_of, config, settings, self._ids)
+    self._idle = idle_row(config, settings, self._ids)
     self._params: Parameters | None = None
-    self._programs = _programs(config, self._ids, settings, mesh, self._stacked)
+    self._programs = engine_programs(config, self._ids, settings, mesh, self._stacked)
     self._pages: PageTable | None = None
     self._cache: Any = None
     self._rows: Rows | None = None
@@ -186,10 +173,9 @@ class Engine:
     Raises ValueError if they do not fit the context.
     """
     sequence = self._held[id]
-    if len(sequence.tokens) + len(tokens) >= self.settings.max_length:
-      raise ValueError(
-        f"a turn of {len(tokens)} tokens after {len(sequence.tokens)} does not fit max_length={self.settings.max_length}"
-      )
+    longest = self.settings.max_length
+    if len(sequence.tokens) + len(tokens) >= longest:
+      raise ValueError(f"a turn of {len(tokens)} tokens after {len(sequence.tokens)} does not fit {longest} tokens")
     del self._held[id]
     sequence.result.append_given(list(tokens))
     sequence.result.finish_reason = None
@@ -339,9 +325,12 @@ class Engine:
       return False
     return self._pages is None or self._shard(source) == self._shard(target)
 
-  def _shard(self, sequence: _Sequence) -> int:
+  def _slot(self, sequence: _Sequence) -> int:
     assert sequence.slot is not None
-    return sequence.slot // self._slots_of_shard
+    return sequence.slot
+
+  def _shard(self, sequence: _Sequence) -> int:
+    return self._slot(sequence) // self._slots_of_shard
 
   def _prefill(self, sequences: list[_Sequence]) -> None:
     A, D = self._prefill_rows, self._shards
@@ -364,7 +353,7 @@ class Engine:
           continue
         n = min(T, left(sequence))
         tokens[a, T - n :] = sequence.tokens[sequence.cached : sequence.cached + n]
-        slots[a], starts[a], counts[a] = sequence.slot, sequence.cached, n
+        slots[a], starts[a], counts[a] = self._slot(sequence), sequence.cached, n
         sequence.cached += n
       table = self._pages.table[slots] if self._pages is not None else None
       place = Place(None if self.paged else slots, starts, counts, table)  # type: ignore[arg-type]
@@ -374,7 +363,7 @@ class Engine:
   def _copy(self, pairs: list[tuple[_Sequence, _Sequence]]) -> None:
     """What slots hold of their prompts, to others with the same prompt."""
     A = self._prefill_rows
-    for source, target in pairs:
+    for _, target in pairs:
       target.cached = len(target.tokens) - 1
     if self._pages is None:
       sources, targets = np.zeros(A, np.int32), np.full(A, self.slots, np.int32)
@@ -428,7 +417,7 @@ class Engine:
     """Frees a slot; its request goes on later, from its tokens and what its row held."""
     if not sequence.held:
       if sequence.decoding:
-        sequence.row = jax.device_get(self._programs.row(self._rows, np.int32(sequence.slot)))
+        sequence.row = jax.device_get(self._programs.row(self._rows, np.int32(self._slot(sequence))))
         self._stop_row(sequence)
       self._waiting.appendleft(sequence)
     self._free(sequence)
@@ -484,7 +473,7 @@ class Engine:
 
   def _end(self, sequence: _Sequence) -> None:
     if sequence.result.finish_reason == "not_finite" and not self.paged:
-      self._cache = self._programs.clear(self._cache, np.int32(sequence.slot))
+      self._cache = self._programs.clear(self._cache, np.int32(self._slot(sequence)))
     if sequence.request.hold and sequence.result.finish_reason in ("stop", "length", "stop_string"):
       sequence.held, sequence.decoding = True, False
       self._held[sequence.id] = sequence
@@ -499,141 +488,14 @@ class Engine:
 
   def _rows_of(self, sequences: Sequence[_Sequence | None]) -> Rows:
     """Rows of sequences, on the host; None is a row that does not run."""
-    rows = [self._idle if s is None else s.row if s.row is not None else self._row_of(s) for s in sequences]
+    rows = []
     for sequence in sequences:
-      if sequence is not None:
-        sequence.row = None
+      if sequence is None:
+        rows.append(self._idle)
+        continue
+      row, sequence.row = sequence.row, None
+      rows.append(row or self._row_of(sequence.request, sequence.key, sequence.tokens))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-
-  @functools.cached_property
-  def _idle(self) -> Rows:
-    nothing = _Sequence(-1, Request([0], 1))
-    return dataclasses.replace(self._row_of(nothing), running=np.bool_(False), length=np.int32(0))
-
-  def _row_of(self, sequence: _Sequence) -> Rows:
-    """The row of a request whose answer begins."""
-    request, tokens, V = sequence.request, sequence.tokens, self.config.vocab_size
-    number = lambda x: np.int32(x)
-    stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
-    stop_ids[: len(request.stop_ids)] = request.stop_ids
-    phase = self._ids.phase(tokens)
-    budget = NO_BUDGET if request.thinking_budget is None else request.thinking_budget
-    halts = phase == INSIDE and budget == 0
-    adjustments = None
-    if self.settings.adjustments:
-      prompted, bias = np.zeros(V, bool), np.zeros(V, np.float32)
-      prompted[list(request.prompt)] = True
-      for token, value in request.sampling.logit_bias.items():
-        bias[token] = value
-      generated = np.bincount(tokens[len(request.prompt) :], minlength=V).astype(np.int32)
-      adjustments = Adjustments(generated, prompted, bias)  # type: ignore[arg-type]
-    one = Controls.of([request.sampling])
-    return Rows(
-      token=number(tokens[-1]),
-      length=number(len(tokens) - 1),
-      running=np.bool_(True),
-      ended=number(programs.RUNNING),
-      drawn=number(len(sequence.result.tokens)),
-      key=sequence.key,
-      limit=number(request.max_new_tokens),
-      left=number(request.max_new_tokens),
-      room=number(self.settings.max_length - len(tokens)),
-      stop_ids=stop_ids,
-      thinking=Thinking(number(phase), number(0), number(budget), number(0 if halts else -1), number(halts)),
-      controls=jax.tree.map(lambda x: x[0], one),
-      adjustments=adjustments,
-    )  # type: ignore[arg-type]
-
-
-class _Programs:
-  """The engine's jitted programs; caches and rows are donated to them."""
-
-  def __init__(
-    self, config: ModelConfig, ids: ThinkingTokens, settings: EngineSettings, mesh: Mesh | None, stacked: bool
-  ):
-    self._config, self._settings, self._mesh, self._stacked = config, settings, mesh, stacked
-    self._of_cache = self._of_rows = self._whole = None
-    options = None
-    if mesh is not None:
-      self._of_cache = cache_sharding(mesh)
-      self._of_rows = NamedSharding(mesh, P(BATCH_AXES))
-      self._whole = NamedSharding(mesh, P())
-      options = compiler_options(mesh)
-    jit = functools.partial(jax.jit, compiler_options=options or None)
-    cache, rows = self._of_cache, self._of_rows
-    self._decode = jit(
-      functools.partial(programs.decode, config, ids, settings.steps),
-      donate_argnums=(1, 2),
-      out_shardings=(cache, rows, self._whole),
-    )
-    self._prefill = jit(functools.partial(programs.prefill, config), donate_argnums=3, out_shardings=cache)
-    self._insert = jit(programs.insert, donate_argnums=0, out_shardings=rows)
-    self._row = jit(lambda rows, slot: jax.tree.map(lambda x: x[slot], rows), out_shardings=self._whole)
-    self._stop = jit(_stopped, donate_argnums=0, out_shardings=rows)
-    self._copy = jit(lambda cache, *slots: cache.copied(*slots), donate_argnums=0, out_shardings=cache)
-    self._clear = jit(lambda cache, slot: cache.cleared(slot), donate_argnums=0, out_shardings=cache)
-    self._resize = jit(lambda cache, length: cache.resized(length), static_argnums=1, out_shardings=cache)
-    self._cast = jit(functools.partial(decoding_layout, config, stacked=True))
-    self._unstack = jit(functools.partial(decoding_layout, config, stacked=False))
-
-  def layout(self, params: Parameters) -> Parameters:
-    """Parameters as the programs take them, on the devices of the mesh."""
-    params = self._cast(params)
-    if self._mesh is not None:
-      with decoding():
-        params = jax.device_put(params, parameter_shardings(self._config, self._mesh))
-    return params if self._stacked else self._unstack(params)
-
-  def _on_mesh(self, program, *arguments):
-    if self._mesh is None:
-      return program(*arguments)
-    with jax.set_mesh(self._mesh):
-      return program(*arguments)
-
-  def decode(self, *arguments):
-    return self._on_mesh(self._decode, *arguments)
-
-  def prefill(self, *arguments):
-    return self._on_mesh(self._prefill, *arguments)
-
-  def insert(self, *arguments):
-    return self._on_mesh(self._insert, *arguments)
-
-  def row(self, *arguments):
-    return self._on_mesh(self._row, *arguments)
-
-  def stop(self, *arguments):
-    return self._on_mesh(self._stop, *arguments)
-
-  def copy(self, *arguments):
-    return self._on_mesh(self._copy, *arguments)
-
-  def clear(self, *arguments):
-    return self._on_mesh(self._clear, *arguments)
-
-  def resize(self, *arguments):
-    return self._on_mesh(self._resize, *arguments)
-
-  def empty_dense(self, slots: int, length: int) -> DenseCache:
-    return jax.jit(lambda: DenseCache.empty(self._config, slots, length), out_shardings=self._of_cache)()
-
-  def empty_paged(self, shards: int, pages: int) -> PagedCache:
-    dtype = self._settings.cache_dtype or self._config.dtype
-    empty = lambda: PagedCache.empty(self._config, shards, pages, self._settings.page_size, dtype)
-    return jax.jit(empty, out_shardings=self._of_cache)()
-
-  def empty_rows(self, rows: Rows) -> Rows:
-    return jax.device_put(rows, self._of_rows) if self._of_rows is not None else jax.tree.map(jnp.asarray, rows)
-
-
-@functools.lru_cache(maxsize=16)
-def _programs(*arguments) -> _Programs:
-  """Engines that are alike share what is compiled."""
-  return _Programs(*arguments)
-
-
-def _stopped(rows: Rows, slots: jax.Array) -> Rows:
-  return dataclasses.replace(rows, running=rows.running.at[slots].set(False, mode="drop"))
 
 
 def _powers(n: int):

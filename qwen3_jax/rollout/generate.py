@@ -14,7 +14,8 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Transformer, parameters
 from qwen3_jax.rollout.completion import Completion, StopStrings, completion
 from qwen3_jax.rollout.decoding_mesh import decoding_mesh, mesh_of
-from qwen3_jax.rollout.engine import Engine, EngineSettings
+from qwen3_jax.rollout.engine import Engine
+from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.request import Request, derived_seed
 from qwen3_jax.rollout.sampling import SamplingParams
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens

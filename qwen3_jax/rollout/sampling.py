@@ -1,7 +1,7 @@
 """From logits to the next token: penalties, temperature, filters, and the probabilities of what was drawn.
 
-The order is: logit bias and penalties, temperature, top-k, then top-p and min-p of what top-k leaves. Filters look for a
-threshold instead of sorting: tokens of equal probability are kept or dropped together, and rows split over a mesh by
+The order is: logit bias and penalties, temperature, top-k, then top-p and min-p of what top-k leaves. Filters look for
+a threshold instead of sorting: tokens of equal probability are kept or dropped together, and rows split over a mesh by
 vocabulary need sums alone.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class SamplingParams:
   def __post_init__(self):
     problems = []
 
-    def check(name: str, holds: Callable[[float], bool], expected: str) -> None:
+    def check(name: str, holds: Callable[[Any], bool], expected: str) -> None:
       value = getattr(self, name)
       if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not holds(value):
         problems.append(f"{name}={value!r}, expected {expected}")

@@ -1,0 +1,113 @@
+"""The engine's programs, jitted for a device or a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen3_jax.compiler_options import compiler_options
+from qwen3_jax.models.cached import decoding_layout
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.rollout import decode as programs
+from qwen3_jax.rollout.cache import DenseCache, PagedCache, cache_sharding
+from qwen3_jax.rollout.decode import Rows
+from qwen3_jax.rollout.engine_settings import EngineSettings
+from qwen3_jax.rollout.thinking_budget import ThinkingTokens
+from qwen3_jax.sharding import BATCH_AXES, decoding, parameter_shardings
+
+
+class Programs:
+  """Caches and rows are donated to those that change them."""
+
+  def __init__(
+    self, config: ModelConfig, ids: ThinkingTokens, settings: EngineSettings, mesh: Mesh | None, stacked: bool
+  ):
+    self._config, self._settings, self._mesh, self._stacked = config, settings, mesh, stacked
+    self._of_cache = self._of_rows = self._whole = None
+    options = None
+    if mesh is not None:
+      self._of_cache = cache_sharding(mesh)
+      self._of_rows = NamedSharding(mesh, P(BATCH_AXES))
+      self._whole = NamedSharding(mesh, P())
+      options = compiler_options(mesh)
+    jit = functools.partial(jax.jit, compiler_options=options or None)
+    cache, rows = self._of_cache, self._of_rows
+    self._decode = jit(
+      functools.partial(programs.decode, config, ids, settings.steps),
+      donate_argnums=(1, 2),
+      out_shardings=(cache, rows, self._whole),
+    )
+    self._prefill = jit(functools.partial(programs.prefill, config), donate_argnums=3, out_shardings=cache)
+    self._insert = jit(programs.insert, donate_argnums=0, out_shardings=rows)
+    self._row = jit(lambda rows, slot: jax.tree.map(lambda x: x[slot], rows), out_shardings=self._whole)
+    self._stop = jit(_stopped, donate_argnums=0, out_shardings=rows)
+    self._copy = jit(lambda cache, *slots: cache.copied(*slots), donate_argnums=0, out_shardings=cache)
+    self._clear = jit(lambda cache, slot: cache.cleared(slot), donate_argnums=0, out_shardings=cache)
+    self._resize = jit(lambda cache, length: cache.resized(length), static_argnums=1, out_shardings=cache)
+    self._cast = jit(functools.partial(decoding_layout, config, stacked=True))
+    self._unstack = jit(functools.partial(decoding_layout, config, stacked=False))
+
+  def layout(self, params: Parameters) -> Parameters:
+    """Parameters as the programs take them, on the devices of the mesh."""
+    params = self._cast(params)
+    if self._mesh is not None:
+      with decoding():
+        params = jax.device_put(params, parameter_shardings(self._config, self._mesh))
+    return params if self._stacked else self._unstack(params)
+
+  def _on_mesh(self, program, *arguments):
+    if self._mesh is None:
+      return program(*arguments)
+    with jax.set_mesh(self._mesh):
+      return program(*arguments)
+
+  def decode(self, *arguments):
+    return self._on_mesh(self._decode, *arguments)
+
+  def prefill(self, *arguments):
+    return self._on_mesh(self._prefill, *arguments)
+
+  def insert(self, *arguments):
+    return self._on_mesh(self._insert, *arguments)
+
+  def row(self, *arguments):
+    return self._on_mesh(self._row, *arguments)
+
+  def stop(self, *arguments):
+    return self._on_mesh(self._stop, *arguments)
+
+  def copy(self, *arguments):
+    return self._on_mesh(self._copy, *arguments)
+
+  def clear(self, *arguments):
+    return self._on_mesh(self._clear, *arguments)
+
+  def resize(self, *arguments):
+    return self._on_mesh(self._resize, *arguments)
+
+  def empty_dense(self, slots: int, length: int) -> DenseCache:
+    return jax.jit(lambda: DenseCache.empty(self._config, slots, length), out_shardings=self._of_cache)()
+
+  def empty_paged(self, shards: int, pages: int) -> PagedCache:
+    dtype = self._settings.cache_dtype or self._config.dtype
+    empty = lambda: PagedCache.empty(self._config, shards, pages, self._settings.page_size, dtype)
+    return jax.jit(empty, out_shardings=self._of_cache)()
+
+  def empty_rows(self, rows: Rows) -> Rows:
+    return jax.device_put(rows, self._of_rows) if self._of_rows is not None else jax.tree.map(jnp.asarray, rows)
+
+
+@functools.lru_cache(maxsize=16)
+def engine_programs(*arguments) -> Programs:
+  """Engines that are alike share what is compiled."""
+  return Programs(*arguments)
+
+
+def _stopped(rows: Rows, slots: jax.Array) -> Rows:
+  return dataclasses.replace(rows, running=rows.running.at[slots].set(False, mode="drop"))
