@@ -207,9 +207,7 @@ class Engine:
     running = [s for s in self._slots if s is not None and not s.held]
     if not running:
       return []
-    table = self._pages.table if self._pages is not None else None
-    self._cache, self._rows, news = self._programs.decode(self._params, self._cache, self._rows, table)
-    return self._collect(running, *jax.device_get(news))
+    return self._collect(running, *self._run_decode())
 
   # What a step does
 
@@ -228,7 +226,7 @@ class Engine:
       self._pages = PageTable(self.slots, self._shards, pages, settings.page_size, most)
       self._cache = self._programs.empty_paged(self._shards, pages)
     else:
-      self._cache = self._programs.empty_dense(self.slots, self._cache_length(1))
+      self._cache = self._programs.empty_dense(self.slots, self._cache_lengths()[0])
     self._rows = self._programs.empty_rows(self._rows_of([None] * self.slots))
 
   @property
@@ -241,12 +239,42 @@ class Engine:
     dtype = self.settings.cache_dtype or self.config.dtype
     return bytes_per_device // (page_bytes(self.config, self.settings.page_size, dtype) // tensor)
 
-  def _cache_length(self, tokens: int) -> int:
-    """Of a dense cache that holds so many tokens in a slot."""
-    length = min(_SHORTEST_CACHE, self.settings.max_length)
-    while length < tokens:
-      length = min(length * 3 // 2 if length & (length - 1) == 0 else length * 4 // 3, self.settings.max_length)
-    return length
+  def _cache_lengths(self) -> list[int]:
+    """Of a dense cache, which grows from each to the next."""
+    lengths = [min(_SHORTEST_CACHE, self.settings.max_length)]
+    while lengths[-1] < self.settings.max_length:
+      lengths.append(min(2 * lengths[-1], self.settings.max_length))
+    return lengths
+
+  def _prefill_lengths(self) -> list[int]:
+    """Tokens of a prompt that are prefilled at a time."""
+    longest = min(self.settings.prefill_length, self.settings.max_length)
+    lengths = [min(_SHORTEST, longest)]
+    while lengths[-1] < longest:
+      lengths.append(min(2 * lengths[-1], longest))
+    return lengths
+
+  def warm_up(self) -> None:
+    """Compiles every program that requests may need, so that none is compiled later. Before anything is submitted."""
+    if self._params is None or self.busy:
+      raise ValueError("Engine.warm_up: needs parameters and no requests")
+    self._start()
+    A, nobody = self._prefill_rows, np.full(self._prefill_rows, self.slots, np.int32)
+    self._rows = self._programs.insert(self._rows, self._rows_of([None] * A), nobody)
+    self._stop_row()
+    jax.device_get(self._programs.row(self._rows, np.int32(0)))
+    for length in [0] if self.paged else self._cache_lengths():
+      self._resize(length)
+      for T in self._prefill_lengths():
+        self._run_prefill(np.zeros((A, T), np.int32), *(np.zeros(A, np.int32) for _ in range(3)))
+      self._run_decode()
+      if self._pages is None:
+        self._cache = self._programs.copy(self._cache, np.zeros(A, np.int32), nobody)
+        self._cache = self._programs.clear(self._cache, np.int32(0))
+        self._programs.empty_dense(self.slots, length)
+      else:
+        pages = np.full((self._shards, A), -1, np.int32)
+        self._cache = self._programs.copy(self._cache, np.zeros_like(pages), pages)
 
   def _admit(self) -> None:
     """Gives slots to what waits, as long as there are slots and room."""
@@ -342,9 +370,8 @@ class Engine:
         of_shard.sort(key=left)  # alike lengths together
         some = of_shard[-(A // D) :]
         rows += [*some, *[None] * (A // D - len(some))]
-      T = min(max(left(s) for s in rows if s is not None), self.settings.prefill_length)
-      T = next(n for n in _powers(_SHORTEST) if n >= T)
-      T = min(T, max(self.settings.prefill_length, _SHORTEST))
+      most = max(left(s) for s in rows if s is not None)
+      T = next((n for n in self._prefill_lengths() if n >= most), self._prefill_lengths()[-1])
       tokens = np.zeros((A, T), np.int32)
       slots, starts, counts = (np.zeros(A, np.int32) for _ in range(3))
       for a, sequence in enumerate(rows):
@@ -355,10 +382,19 @@ class Engine:
         tokens[a, T - n :] = sequence.tokens[sequence.cached : sequence.cached + n]
         slots[a], starts[a], counts[a] = self._slot(sequence), sequence.cached, n
         sequence.cached += n
-      table = self._pages.table[slots] if self._pages is not None else None
-      place = Place(None if self.paged else slots, starts, counts, table)  # type: ignore[arg-type]
-      self._cache = self._programs.prefill(self._params, tokens, place, self._cache)
+      self._run_prefill(tokens, slots, starts, counts)
       todo = [[s for s in of_shard if left(s) > 0] for of_shard in todo]
+
+  def _run_prefill(self, tokens: np.ndarray, slots: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> None:
+    arrays: tuple[Any, ...] = (slots, starts, counts, None)
+    if self._pages is not None:
+      arrays = (None, starts, counts, self._pages.table[slots])
+    self._cache = self._programs.prefill(self._params, tokens, Place(*arrays), self._cache)
+
+  def _run_decode(self) -> tuple[Produced, Status]:
+    table = self._pages.table if self._pages is not None else None
+    self._cache, self._rows, news = self._programs.decode(self._params, self._cache, self._rows, table)
+    return jax.device_get(news)
 
   def _copy(self, pairs: list[tuple[_Sequence, _Sequence]]) -> None:
     """What slots hold of their prompts, to others with the same prompt."""
@@ -395,11 +431,16 @@ class Engine:
         self._grow(sequence, min(sequence.cached + steps + 1, self.settings.max_length))
 
   def _resize(self, tokens: int) -> None:
-    if self._pages is None:
-      length = self._cache_length(min(tokens, self.settings.max_length))
-      occupied = any(s is not None and s.cached > 0 for s in self._slots)
-      if length > self._cache.length or (length < self._cache.length and not occupied):
-        self._cache = self._programs.resize(self._cache, length)
+    """A dense cache for so many tokens: it grows as needed, and begins anew when it is empty."""
+    if self._pages is not None:
+      return
+    length = next(n for n in self._cache_lengths() if n >= min(tokens, self.settings.max_length))
+    occupied = any(s is not None and s.cached > 0 for s in self._slots)
+    if length < self._cache.length and not occupied:
+      self._cache = self._programs.empty_dense(self.slots, length)
+    for longer in self._cache_lengths():
+      if self._cache.length < longer <= length:
+        self._cache = self._programs.resize(self._cache, longer)
 
   def _grow(self, sequence: _Sequence, tokens: int) -> bool:
     """Pages for so many tokens, if need be of younger requests; else the request gives up its own and waits."""
@@ -496,12 +537,6 @@ class Engine:
       row, sequence.row = sequence.row, None
       rows.append(row or self._row_of(sequence.request, sequence.key, sequence.tokens))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-
-
-def _powers(n: int):
-  while True:
-    yield n
-    n *= 2
 
 
 def _check(config: ModelConfig, settings: EngineSettings, mesh: Mesh | None) -> None:

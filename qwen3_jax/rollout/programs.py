@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen3_jax.compiler_options import compiler_options
@@ -29,12 +29,21 @@ class Programs:
     self, config: ModelConfig, ids: ThinkingTokens, settings: EngineSettings, mesh: Mesh | None, stacked: bool
   ):
     self._config, self._settings, self._mesh, self._stacked = config, settings, mesh, stacked
-    self._of_cache = self._of_rows = self._whole = None
+    # Always given: an array that is bound to no device is another type to the cache of compiled programs.
+    self._of_cache: Sharding
+    self._of_rows: Sharding
+    self._whole: Sharding
+    self._of_params: Any
     options = None
-    if mesh is not None:
+    if mesh is None:
+      single = SingleDeviceSharding(jax.local_devices()[0])
+      self._of_cache = self._of_rows = self._whole = self._of_params = single
+    else:
       self._of_cache = cache_sharding(mesh)
       self._of_rows = NamedSharding(mesh, P(BATCH_AXES))
       self._whole = NamedSharding(mesh, P())
+      with decoding():
+        self._of_params = parameter_shardings(config, mesh)
       options = compiler_options(mesh)
     jit = functools.partial(jax.jit, compiler_options=options or None)
     cache, rows = self._of_cache, self._of_rows
@@ -50,15 +59,14 @@ class Programs:
     self._copy = jit(lambda cache, *slots: cache.copied(*slots), donate_argnums=0, out_shardings=cache)
     self._clear = jit(lambda cache, slot: cache.cleared(slot), donate_argnums=0, out_shardings=cache)
     self._resize = jit(lambda cache, length: cache.resized(length), static_argnums=1, out_shardings=cache)
+    empty = functools.partial(DenseCache.empty, config)
+    self._empty_dense = jit(empty, static_argnums=(0, 1), out_shardings=cache)
     self._cast = jit(functools.partial(decoding_layout, config, stacked=True))
     self._unstack = jit(functools.partial(decoding_layout, config, stacked=False))
 
   def layout(self, params: Parameters) -> Parameters:
     """Parameters as the programs take them, on the devices of the mesh."""
-    params = self._cast(params)
-    if self._mesh is not None:
-      with decoding():
-        params = jax.device_put(params, parameter_shardings(self._config, self._mesh))
+    params = jax.device_put(self._cast(params), self._of_params)
     return params if self._stacked else self._unstack(params)
 
   def _on_mesh(self, program, *arguments):
@@ -92,7 +100,7 @@ class Programs:
     return self._on_mesh(self._resize, *arguments)
 
   def empty_dense(self, slots: int, length: int) -> DenseCache:
-    return jax.jit(lambda: DenseCache.empty(self._config, slots, length), out_shardings=self._of_cache)()
+    return self._empty_dense(slots, length)
 
   def empty_paged(self, shards: int, pages: int) -> PagedCache:
     dtype = self._settings.cache_dtype or self._config.dtype
@@ -100,7 +108,7 @@ class Programs:
     return jax.jit(empty, out_shardings=self._of_cache)()
 
   def empty_rows(self, rows: Rows) -> Rows:
-    return jax.device_put(rows, self._of_rows) if self._of_rows is not None else jax.tree.map(jnp.asarray, rows)
+    return jax.device_put(rows, self._of_rows)
 
 
 @functools.lru_cache(maxsize=16)
