@@ -103,7 +103,8 @@ def decode_step(
   safe = jnp.where(finite[:, None], logits, 0.0)
   distribution = log_distribution(safe, rows.controls, rows.adjustments)
   drawn = draw(distribution, jax.vmap(jax.random.fold_in)(rows.key, rows.drawn))
-  tokens, inserted = rows.thinking.insert(ids, drawn)
+  tokens, place_in_sentence = rows.thinking.insert(ids, drawn)
+  inserted = place_in_sentence >= 0
   of_token = lambda x: jnp.take_along_axis(x, tokens[:, None], axis=1)[:, 0]
 
   valid = rows.running & finite
@@ -114,13 +115,12 @@ def decode_step(
     inserted=inserted,
     valid=valid,
   )
-  return cache, _advance(ids, rows, new, finite), new
+  return cache, _advance(rows, new, rows.thinking.after(ids, tokens, place_in_sentence), finite), new
 
 
-def _advance(ids: ThinkingTokens, rows: Rows, new: Produced, finite: jax.Array) -> Rows:
+def _advance(rows: Rows, new: Produced, thinking: Thinking, finite: jax.Array) -> Rows:
   """Rows after a step; those that do not run stay as they are."""
   tokens, inserted = new.tokens, new.inserted
-  thinking = rows.thinking.after(ids, tokens)
   free = (rows.thinking.budget < NO_BUDGET) & (inserted | (thinking.phase == INSIDE))  # not of the limit
   answers = (rows.thinking.budget < NO_BUDGET) & (thinking.phase == AFTER) & (rows.thinking.phase != AFTER)
   left = jnp.where(answers, rows.limit, rows.left - ~free)

@@ -14,7 +14,7 @@ from qwen3_jax.rollout.decode import Rows
 from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.request import MAX_STOP_IDS, Request
 from qwen3_jax.rollout.sampling import Adjustments, Controls
-from qwen3_jax.rollout.thinking_budget import INSIDE, NO_BUDGET, Thinking, ThinkingTokens
+from qwen3_jax.rollout.thinking_budget import NO_BUDGET, Thinking, ThinkingTokens
 
 
 def row_of(
@@ -26,9 +26,7 @@ def row_of(
   tokens: list[int],
 ) -> Rows:
   """The row of a request whose answer, or further answer, follows `tokens`; the first of these are its prompt."""
-  phase = ids.phase(tokens)
   budget = NO_BUDGET if request.thinking_budget is None else request.thinking_budget
-  halts = phase == INSIDE and budget == 0
   stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
   stop_ids[: len(request.stop_ids)] = request.stop_ids
   numbers: dict[str, Any] = {
@@ -41,11 +39,11 @@ def row_of(
     "room": settings.max_length - len(tokens),
   }
   thinking: dict[str, Any] = {
-    "phase": np.int32(phase),
+    "phase": np.int32(ids.phase(tokens)),
     "thought": np.int32(0),
     "budget": np.int32(budget),
-    "inserting": np.int32(0 if halts else -1),
-    "halted": np.int32(halts),
+    "inserting": np.int32(-1),
+    "halted": np.int32(0),
   }
   arrays: dict[str, Any] = {name: np.int32(value) for name, value in numbers.items()} | {
     "running": np.bool_(True),

@@ -57,31 +57,30 @@ class Thinking:
   inserting: jax.Array  # the next token of the sentence, or -1
   halted: jax.Array  # 1 where the budget was used up
 
-  def insert(self, ids: ThinkingTokens, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rows' next tokens, given what was drawn: the sentence's where it is being inserted; and where that is."""
-    inserting = self.inserting >= 0
-    if not ids.sentence:
-      return tokens, inserting
-    sentence = jnp.asarray(ids.sentence, jnp.int32)
-    return jnp.where(inserting, sentence[jnp.maximum(self.inserting, 0)], tokens), inserting
+  def insert(self, ids: ThinkingTokens, drawn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rows' next tokens, given what was drawn, and which token of the sentence each is, or -1.
 
-  def after(self, ids: ThinkingTokens, tokens: jax.Array) -> Thinking:
-    """With one more token of every row.
-
-    The budget's last token may be </think>: then nothing is inserted.
+    Where the budget is used up, all but </think> gives way to the sentence.
     """
-    inserting = self.inserting >= 0
-    following = self.inserting + 1
-    inserted = inserting & (following == len(ids.sentence))
-    opens = ~inserting & (self.phase == BEFORE) & (tokens == ids.start)
-    closes = ~inserting & (self.phase != AFTER) & (tokens == ids.end)
-    phase = jnp.where(opens, INSIDE, jnp.where(closes | inserted, AFTER, self.phase))
-    thought = self.thought + (~inserting & (self.phase == INSIDE) & ~closes)
-    halts = ~inserting & (phase == INSIDE) & (thought >= self.budget)
+    used_up = (self.inserting < 0) & (self.phase == INSIDE) & (self.thought >= self.budget) & (drawn != ids.end)
+    place = jnp.where(used_up, 0, self.inserting)
+    if not ids.sentence:
+      return drawn, place
+    sentence = jnp.asarray(ids.sentence, jnp.int32)
+    return jnp.where(place >= 0, sentence[jnp.maximum(place, 0)], drawn), place
+
+  def after(self, ids: ThinkingTokens, tokens: jax.Array, place: jax.Array) -> Thinking:
+    """With one more token of every row, as `insert` gives them."""
+    inserted = place >= 0
+    complete = inserted & (place + 1 == len(ids.sentence))
+    opens = ~inserted & (self.phase == BEFORE) & (tokens == ids.start)
+    closes = ~inserted & (self.phase != AFTER) & (tokens == ids.end)
+    phase = jnp.where(opens, INSIDE, jnp.where(closes | complete, AFTER, self.phase))
+    thinks = ~inserted & (self.phase == INSIDE) & ~closes
     return Thinking(
-      phase=phase,
-      thought=thought.astype(jnp.int32),
+      phase=phase.astype(jnp.int32),
+      thought=self.thought + thinks,
       budget=self.budget,
-      inserting=jnp.where(halts, 0, jnp.where(inserted | ~inserting, -1, following)),
-      halted=jnp.where(halts, 1, self.halted),
+      inserting=jnp.where(inserted & ~complete, place + 1, -1),
+      halted=jnp.where(inserted, 1, self.halted),
     )
