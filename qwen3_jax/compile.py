@@ -1,9 +1,11 @@
 """Compiles an experiment for TPUs that are not there and reports memory, network and speed:
 
   python -m qwen3_jax.compile --config=experiments/moe_235b.py:stage=s1 --topology=v5p:4x8x8 [--json=FILE]
+  python -m qwen3_jax.compile --config=experiments/dense_8b.py --decode --topology=v6e:2x2
 
-The program is the one that qwen3_jax.main trains with. Without `stage=` every stage of the pipeline is compiled. Exits
-with 1 when one does not fit. docs/tpu.md explains the report.
+The program is the one that qwen3_jax.main trains with. Without `stage=` every stage of the pipeline is compiled; with
+--decode, the rollout engine's decoding step, beside as large a cache as fits. Exits with 1 when one does not fit.
+docs/tpu.md explains the report.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and shape of a sli
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices joined by the data-centre network.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "Where the report is also written, as JSON.")
 _SWEEP = flags.DEFINE_boolean("sweep", False, "Try meshes and remat policies; rank those that fit.")
+_DECODE = flags.DEFINE_boolean("decode", False, "Compile decoding instead of training.")
+_SLOTS = flags.DEFINE_integer("slots", 128, "With --decode: sequences at a time.", lower_bound=1)
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 32_768, "With --decode: tokens of a sequence at most.", lower_bound=1)
+_CACHE_DTYPE = flags.DEFINE_enum("cache_dtype", "bfloat16", ["bfloat16", "int8"], "With --decode: of keys and values.")
 _SWEEP_LIMIT = flags.DEFINE_integer("sweep_limit", 8, "Most candidates that a sweep compiles.", lower_bound=1)
 
 
@@ -40,9 +46,9 @@ def main(argv: Sequence[str]) -> None:
     topology = parse_topology(_TOPOLOGY.value, _NUM_SLICES.value)
     prepare_environment()
     config = config_from_flags()
-    if not _SWEEP.value:
+    if not (_SWEEP.value or _DECODE.value):
       validate_selection(config, topology.device_count)
-    fits = (_sweep if _SWEEP.value else _report_stages)(config, topology)
+    fits = (_decode if _DECODE.value else _sweep if _SWEEP.value else _report_stages)(config, topology)
   except (CompilerError, ConfigError, TopologyError) as error:
     sys.exit(f"error: {error}")
   sys.exit(0 if fits else 1)
@@ -75,6 +81,25 @@ def _sweep(config: ConfigDict, topology: Topology) -> bool:
   print_ranking(results, out)
   _write({"candidates": results})
   return any(result["fits"] for result in results)
+
+
+def _decode(config: ConfigDict, topology: Topology) -> bool:
+  """Compiles and prints the decoding step; whether it fits."""
+  from qwen3_jax.compilation.decoding import decode_report
+  from qwen3_jax.compilation.tables import console, print_report
+  from qwen3_jax.rollout.engine_settings import EngineSettings
+
+  settings = EngineSettings(
+    slots=_SLOTS.value,
+    max_length=_MAX_LENGTH.value,
+    cache="paged",
+    cache_dtype=_CACHE_DTYPE.value,
+    adjustments=False,
+  )
+  report = decode_report(config, topology, settings)
+  print_report(report, console())
+  _write(report)
+  return report["fits"]
 
 
 def _write(report: dict) -> None:

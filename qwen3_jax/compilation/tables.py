@@ -34,6 +34,8 @@ def print_report(report: Report, out: Console) -> None:
       out.print(_collectives_table(report))
     if ideal := report["ideal_network_bytes"]:
       out.print(_network_line(report["network_bytes"], ideal))
+  if decoding := report.get("decoding"):
+    out.print(_decoding_table(decoding))
   if report["largest_buffers"]:
     out.print(_buffers_table(report))
   for note in report.get("notes", ()):
@@ -139,6 +141,21 @@ def _collectives_table(report: Report) -> Table:
   ]
   columns = ("collective", "mesh axes", "members", "type", "loops", "count", "each", "a step", "time", "waited")
   return _table("Network, sent by one device", columns, rows)
+
+
+def _decoding_table(decoding: Report) -> Table:
+  rows = [
+    [
+      f"{bound['context']:,}",
+      f"{bound['sequences']:,}",
+      f"{bound['tokens_per_second']:,.0f}",
+      f"{bound['tokens_per_second_of_one']:,.0f}",
+    ]
+    for bound in decoding["hbm_bound"]
+  ]
+  title = f"Decoding, all devices: room for {decoding['cache_tokens']:,} tokens in {decoding['cache_dtype']}"
+  columns = ("tokens a sequence", "sequences that fit", "tokens/s, HBM-bound", "of one sequence")
+  return _table(title, columns, rows)
 
 
 def _buffers_table(report: Report) -> Table:

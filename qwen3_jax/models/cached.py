@@ -11,8 +11,15 @@ from flax import nnx
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.rope import rotation
-from qwen3_jax.models.transformer import Parameters, Transformer, abstract_model, abstract_parameters, from_parameters
-from qwen3_jax.sharding import constrain, decoding
+from qwen3_jax.models.transformer import (
+  Parameters,
+  Transformer,
+  abstract_model,
+  abstract_parameters,
+  from_parameters,
+  logical_axes,
+)
+from qwen3_jax.sharding import constrain, decoding, row_major
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +72,7 @@ def cached_hidden(
   with decoding():
     layers = params["layers"]
     model = from_parameters(config, {**params, "layers": abstract_parameters(config)["layers"]})
-    graph = nnx.graphdef(model.layers)
+    graph, axes = nnx.graphdef(model.layers), logical_axes(config)["layers"]
     T = tokens.shape[1]
     positions = place.positions(T)
     rope = rotation(config, jnp.maximum(positions, 0))
@@ -75,6 +82,8 @@ def cached_hidden(
     def run(carry, layer, index):
       x, cache = carry
       attend = lambda query, key, value: cache.attend(index, place, query, key, value)
+      if not isinstance(layers, tuple):
+        layer = jax.tree.map(lambda parameter, names: row_major(parameter, *names[1:]), layer, axes)
       x, _, cache = nnx.merge(graph, layer)(x, rope, segment_ids, attend)
       return x, cache
 

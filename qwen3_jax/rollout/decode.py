@@ -68,15 +68,16 @@ def insert(rows: Rows, new: Rows, slots: jax.Array) -> Rows:
 def decode(
   config: ModelConfig,
   ids: ThinkingTokens,
-  steps: int,
+  most_steps: int,
   params: Parameters,
   cache: Any,
   rows: Rows,
   page_table: jax.Array | None,
+  steps: jax.Array,
 ) -> tuple[Any, Rows, tuple[Produced, Status]]:
-  """Up to `steps` tokens for every running row; ends early when none runs."""
+  """`steps`, at most `most_steps`, tokens for every running row; ends early when none runs."""
   R = rows.token.shape[0]
-  empty = lambda dtype: jnp.zeros((steps, R), dtype)
+  empty = lambda dtype: jnp.zeros((most_steps, R), dtype)
   produced = Produced(empty(jnp.int32), empty(jnp.float32), empty(jnp.float32), empty(bool), empty(bool))
 
   def step(carry):

@@ -20,11 +20,16 @@ def decoding_mesh(config: ModelConfig, mesh: Mesh) -> Mesh | None:
   """
   if mesh.size == 1:
     return None
-  tensor = math.gcd(mesh.size, config.num_kv_heads)
-  expert = math.gcd(mesh.size // tensor, config.num_experts) if config.is_moe else 1
-  sizes = {"data": mesh.size // tensor // expert, "expert": expert, "tensor": tensor}
+  sizes = decoding_shape(config, mesh.size)
   devices = np.asarray(mesh.devices).reshape([sizes.get(axis, 1) for axis in MESH_AXES])
   return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def decoding_shape(config: ModelConfig, devices: int) -> dict[str, int]:
+  """Axes of a mesh of so many devices."""
+  tensor = math.gcd(devices, config.num_kv_heads)
+  expert = math.gcd(devices // tensor, config.num_experts) if config.is_moe else 1
+  return {"data": devices // tensor // expert, "expert": expert, "tensor": tensor}
 
 
 def mesh_of(params: Parameters) -> Mesh | None:

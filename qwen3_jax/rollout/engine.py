@@ -39,7 +39,7 @@ _REASONS: dict[int, FinishReason] = {
   programs.NOT_FINITE: "not_finite",
 }
 _SHORTEST = 32  # of the buckets that prompts are prefilled in
-_SHORTEST_CACHE = 128  # of the buckets that a dense cache grows through
+_SHORTEST_CACHE = 64  # of the buckets that a dense cache grows through
 
 
 class _Sequence:
@@ -196,6 +196,11 @@ class Engine:
     """Whether anything waits or runs."""
     return bool(self._waiting) or any(s is not None and not s.held for s in self._slots)
 
+  @property
+  def running(self) -> bool:
+    """Whether anything is being decoded: not what waits for a slot, nor what is held."""
+    return any(s is not None and not s.held for s in self._slots)
+
   def step(self) -> list[int]:
     """Admits, prefills and decodes a little -> the requests whose answers ended: to be taken, or extended if held."""
     if self._params is None:
@@ -203,13 +208,22 @@ class Engine:
     if self._cache is None:
       self._start()
     self._admit()
-    self._make_room()
+    steps = self._steps()
+    self._make_room(steps)
     running = [s for s in self._slots if s is not None and not s.held]
     if not running:
       return []
-    return self._collect(running, *self._run_decode())
+    return self._collect(running, *self._run_decode(steps))
 
   # What a step does
+
+  def _steps(self) -> int:
+    """Decoding steps until the host looks again: while requests wait, until a slot may be free."""
+    if not self._waiting:
+      return self.settings.most_steps
+    running = (s for s in self._slots if s is not None and not s.held)
+    left = (s.request.max_new_tokens - (len(s.tokens) - s.turn_start) for s in running)
+    return max(1, min([self.settings.steps, *left]))
 
   def _start(self) -> None:
     settings = self.settings
@@ -240,11 +254,10 @@ class Engine:
     return bytes_per_device // (page_bytes(self.config, self.settings.page_size, dtype) // tensor)
 
   def _cache_lengths(self) -> list[int]:
-    """Of a dense cache, which grows from each to the next."""
-    lengths = [min(_SHORTEST_CACHE, self.settings.max_length)]
-    while lengths[-1] < self.settings.max_length:
-      lengths.append(min(2 * lengths[-1], self.settings.max_length))
-    return lengths
+    """Of a dense cache: 64, 96, 128, 192, 256, ..."""
+    longest = self.settings.max_length
+    doubled = [_SHORTEST_CACHE << i for i in range(longest.bit_length())]
+    return [n for length in doubled for n in (length, length * 3 // 2) if n < longest] + [longest]
 
   def _prefill_lengths(self) -> list[int]:
     """Tokens of a prompt that are prefilled at a time."""
@@ -264,31 +277,34 @@ class Engine:
     self._stop_row()
     jax.device_get(self._programs.row(self._rows, np.int32(0)))
     for length in [0] if self.paged else self._cache_lengths():
-      self._resize(length)
+      if not self.paged:
+        self._resize_to(length)
       for T in self._prefill_lengths():
         self._run_prefill(np.zeros((A, T), np.int32), *(np.zeros(A, np.int32) for _ in range(3)))
-      self._run_decode()
+      self._run_decode(1)
       if self._pages is None:
         self._cache = self._programs.copy(self._cache, np.zeros(A, np.int32), nobody)
         self._cache = self._programs.clear(self._cache, np.int32(0))
-        self._programs.empty_dense(self.slots, length)
       else:
         pages = np.full((self._shards, A), -1, np.int32)
         self._cache = self._programs.copy(self._cache, np.zeros_like(pages), pages)
+    if not self.paged:
+      self._resize_to(1)
 
   def _admit(self) -> None:
     """Gives slots to what waits, as long as there are slots and room."""
     waiting, self._waiting = self._waiting, collections.deque()
     full = False
     admitted: list[_Sequence] = []
-    for sequence in waiting:
-      slot = sequence.slot  # a further turn still has one
+    for sequence, slot in [(s, s.slot) for s in waiting]:
       if slot is None:
         slot = None if full else self._free_slot(sequence)
-        if slot is None or not self._has_pages(slot, sequence):
+        if slot is None:
           full = True  # later ones do not overtake
           self._waiting.append(sequence)
           continue
+      elif sequence.slot is None:  # a further turn, which had one until an older request took its pages: it waits again
+        continue
       sequence.slot = slot
       self._slots[slot] = sequence
       if self._pages is None or self._grow(sequence, len(sequence.tokens) + 1):
@@ -296,7 +312,7 @@ class Engine:
     admitted = [s for s in admitted if s.slot is not None]
     if not admitted:
       return
-    self._resize(max(len(s.tokens) for s in admitted) + self.settings.steps)
+    self._resize(self.settings.steps)
     self._fill(admitted)
     A = self._prefill_rows
     for start in range(0, len(admitted), A):
@@ -317,8 +333,8 @@ class Engine:
     return others == 0 or self._pages.missing(slot, len(sequence.tokens) + 1) + others <= self._pages.free_pages(slot)
 
   def _free_slot(self, sequence: _Sequence) -> int | None:
-    """An empty slot, in a shard that holds the same prompt or has most room."""
-    free = [i for i, s in enumerate(self._slots) if s is None]
+    """An empty slot, in a shard with the pages that holds the same prompt or has most room."""
+    free = [i for i, s in enumerate(self._slots) if s is None and self._has_pages(i, sequence)]
     if not free:
       return None
     if self._shards == 1:
@@ -391,9 +407,10 @@ class Engine:
       arrays = (None, starts, counts, self._pages.table[slots])
     self._cache = self._programs.prefill(self._params, tokens, Place(*arrays), self._cache)
 
-  def _run_decode(self) -> tuple[Produced, Status]:
+  def _run_decode(self, steps: int) -> tuple[Produced, Status]:
     table = self._pages.table if self._pages is not None else None
-    self._cache, self._rows, news = self._programs.decode(self._params, self._cache, self._rows, table)
+    number = np.int32(steps)
+    self._cache, self._rows, news = self._programs.decode(self._params, self._cache, self._rows, table, number)
     return jax.device_get(news)
 
   def _copy(self, pairs: list[tuple[_Sequence, _Sequence]]) -> None:
@@ -418,29 +435,30 @@ class Engine:
         return
     self._cache = self._programs.copy(self._cache, sources, targets)
 
-  def _make_room(self) -> None:
+  def _make_room(self, steps: int) -> None:
     """For what the next steps add; where pages are short, the youngest give theirs up and wait."""
-    steps = self.settings.steps
     running = [s for s in self._slots if s is not None and not s.held]
     if self._pages is None:
-      if running:
-        self._resize(max(min(s.cached + steps, self.settings.max_length) for s in running))
+      self._resize(steps)
       return
     for sequence in sorted(running, key=lambda s: s.id):
       if sequence.slot is not None:
         self._grow(sequence, min(sequence.cached + steps + 1, self.settings.max_length))
 
-  def _resize(self, tokens: int) -> None:
-    """A dense cache for so many tokens: it grows as needed, and begins anew when it is empty."""
+  def _resize(self, steps: int) -> None:
+    """A dense cache for so many more tokens in its longest slot: every slot's row is as long, and read to its end."""
     if self._pages is not None:
       return
-    length = next(n for n in self._cache_lengths() if n >= min(tokens, self.settings.max_length))
-    occupied = any(s is not None and s.cached > 0 for s in self._slots)
-    if length < self._cache.length and not occupied:
-      self._cache = self._programs.empty_dense(self.slots, length)
-    for longer in self._cache_lengths():
-      if self._cache.length < longer <= length:
-        self._cache = self._programs.resize(self._cache, longer)
+    longest = max((len(s.tokens) for s in self._slots if s is not None), default=0) + steps
+    self._resize_to(next(n for n in self._cache_lengths() if n >= min(longest, self.settings.max_length)))
+
+  def _resize_to(self, length: int) -> None:
+    """At least `length`, and less than twice as much; by neighbours, so that few programs do it."""
+    lengths = self._cache_lengths()
+    while self._cache.length < length:
+      self._cache = self._programs.resize(self._cache, lengths[lengths.index(self._cache.length) + 1])
+    while self._cache.length >= 2 * length:
+      self._cache = self._programs.resize(self._cache, lengths[lengths.index(self._cache.length) - 1])
 
   def _grow(self, sequence: _Sequence, tokens: int) -> bool:
     """Pages for so many tokens, if need be of younger requests; else the request gives up its own and waits."""

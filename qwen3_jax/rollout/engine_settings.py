@@ -9,7 +9,7 @@ import dataclasses
 class EngineSettings:
   slots: int = 64  # sequences that are decoded at a time
   max_length: int = 4096  # of prompt and answer together
-  steps: int = 8  # decoding steps between looks at what has ended
+  steps: int = 8  # decoding steps between looks at what has ended, while requests wait; four times as many else
   prefill_rows: int = 8  # prompts that are prefilled at a time
   prefill_length: int = 512  # of their tokens; longer ones take several turns
   adjustments: bool = True  # whether requests may have penalties and biases, which take V numbers a slot
@@ -17,3 +17,7 @@ class EngineSettings:
   page_size: int = 128  # tokens
   cache_dtype: str = ""  # of a paged cache, "int8" or "bfloat16"; "": the model's
   cache_bytes: int = 0  # of each device that the cache may take; 0: room for max_length in every slot
+
+  @property
+  def most_steps(self) -> int:
+    return 4 * self.steps

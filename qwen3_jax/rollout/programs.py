@@ -30,31 +30,31 @@ class Programs:
   ):
     self._config, self._settings, self._mesh, self._stacked = config, settings, mesh, stacked
     # Always given: an array that is bound to no device is another type to the cache of compiled programs.
-    self._of_cache: Sharding
-    self._of_rows: Sharding
-    self._whole: Sharding
+    self.of_cache: Sharding
+    self.of_rows: Sharding
+    self.whole: Sharding
     self._of_params: Any
     options = None
     if mesh is None:
       single = SingleDeviceSharding(jax.local_devices()[0])
-      self._of_cache = self._of_rows = self._whole = self._of_params = single
+      self.of_cache = self.of_rows = self.whole = self._of_params = single
     else:
-      self._of_cache = cache_sharding(mesh)
-      self._of_rows = NamedSharding(mesh, P(BATCH_AXES))
-      self._whole = NamedSharding(mesh, P())
+      self.of_cache = cache_sharding(mesh)
+      self.of_rows = NamedSharding(mesh, P(BATCH_AXES))
+      self.whole = NamedSharding(mesh, P())
       with decoding():
         self._of_params = parameter_shardings(config, mesh)
       options = compiler_options(mesh)
     jit = functools.partial(jax.jit, compiler_options=options or None)
-    cache, rows = self._of_cache, self._of_rows
-    self._decode = jit(
-      functools.partial(programs.decode, config, ids, settings.steps),
+    cache, rows = self.of_cache, self.of_rows
+    self.jitted_decode = jit(
+      functools.partial(programs.decode, config, ids, settings.most_steps),
       donate_argnums=(1, 2),
-      out_shardings=(cache, rows, self._whole),
+      out_shardings=(cache, rows, self.whole),
     )
     self._prefill = jit(functools.partial(programs.prefill, config), donate_argnums=3, out_shardings=cache)
     self._insert = jit(programs.insert, donate_argnums=0, out_shardings=rows)
-    self._row = jit(lambda rows, slot: jax.tree.map(lambda x: x[slot], rows), out_shardings=self._whole)
+    self._row = jit(lambda rows, slot: jax.tree.map(lambda x: x[slot], rows), out_shardings=self.whole)
     self._stop = jit(_stopped, donate_argnums=0, out_shardings=rows)
     self._copy = jit(lambda cache, *slots: cache.copied(*slots), donate_argnums=0, out_shardings=cache)
     self._clear = jit(lambda cache, slot: cache.cleared(slot), donate_argnums=0, out_shardings=cache)
@@ -76,7 +76,7 @@ class Programs:
       return program(*arguments)
 
   def decode(self, *arguments):
-    return self._on_mesh(self._decode, *arguments)
+    return self._on_mesh(self.jitted_decode, *arguments)
 
   def prefill(self, *arguments):
     return self._on_mesh(self._prefill, *arguments)
@@ -105,10 +105,10 @@ class Programs:
   def empty_paged(self, shards: int, pages: int) -> PagedCache:
     dtype = self._settings.cache_dtype or self._config.dtype
     empty = lambda: PagedCache.empty(self._config, shards, pages, self._settings.page_size, dtype)
-    return jax.jit(empty, out_shardings=self._of_cache)()
+    return jax.jit(empty, out_shardings=self.of_cache)()
 
   def empty_rows(self, rows: Rows) -> Rows:
-    return jax.device_put(rows, self._of_rows)
+    return jax.device_put(rows, self.of_rows)
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,6 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_TINY = float(np.finfo(np.float32).tiny)  # less may count as zero
+
+
+def _is_float32(value: Any) -> bool:
+  """Whether `value` is a number that is finite in float32."""
+  number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+  return number and bool(abs(value) <= float(np.finfo(np.float32).max))
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
@@ -34,18 +42,21 @@ class SamplingParams:
 
     def check(name: str, holds: Callable[[Any], bool], expected: str) -> None:
       value = getattr(self, name)
-      if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not holds(value):
+      if not _is_float32(value) or not holds(value):
         problems.append(f"{name}={value!r}, expected {expected}")
 
-    check("temperature", lambda x: 0 <= x < float("inf"), "a number from 0 (greedy) on")
-    check("top_k", lambda x: x >= 0 and x == int(x), "a whole number, 0 for all tokens")
+    check("temperature", lambda x: x >= 0, "a finite number from 0 (greedy) on")
+    check("top_k", lambda x: 0 <= x < 2**31 and x == int(x), "a whole number below 2**31, 0 for all tokens")
     check("top_p", lambda x: 0 < x <= 1, "a number in (0, 1]")
     check("min_p", lambda x: 0 <= x <= 1, "a number in [0, 1]")
     for name in ("presence_penalty", "frequency_penalty"):
-      check(name, np.isfinite, "a finite number")
-    check("repetition_penalty", lambda x: 0 < x < float("inf"), "a positive number")
+      check(name, lambda x: True, "a finite number")
+    check("repetition_penalty", lambda x: x >= _TINY, "a positive, finite number")
+    if not isinstance(self.logit_bias, Mapping):
+      raise ValueError(f"SamplingParams: logit_bias={self.logit_bias!r}, expected a mapping from token ids to numbers")
     for token, bias in self.logit_bias.items():
-      if not isinstance(token, int | np.integer) or token < 0 or not np.isfinite(bias):
+      whole = isinstance(token, int | np.integer) and not isinstance(token, bool)
+      if not whole or token < 0 or not _is_float32(bias):
         problems.append(f"logit_bias[{token!r}]={bias!r}, expected a token id and a finite number")
     if problems:
       raise ValueError("SamplingParams: " + "; ".join(problems))
@@ -117,20 +128,31 @@ def log_distribution(logits: jax.Array, controls: Controls, adjustments: Adjustm
   if adjustments is not None:
     logits = adjusted(logits, controls, adjustments)
   greedy = controls.temperature == 0
-  logits = logits / column(jnp.where(greedy, 1.0, controls.temperature))
+  logits = logits / column(jnp.where(greedy, 1.0, jnp.maximum(controls.temperature, 1e-30)))  # finite logits stay so
   filters = ~greedy & ((controls.top_k > 0) | (controls.top_p < 1) | (controls.min_p > 0))
   logits = jax.lax.cond(jnp.any(filters), _filtered, lambda logits, _: logits, logits, controls)
-  best = jnp.arange(logits.shape[1]) == column(jnp.argmax(logits, axis=-1))
-  return jnp.where(column(greedy), jnp.where(best, 0.0, -jnp.inf), jax.nn.log_softmax(logits, axis=-1))
+
+  def with_greedy(logits: jax.Array) -> jax.Array:
+    others = (jnp.arange(logits.shape[1]) != column(jnp.argmax(logits, axis=-1))) & column(greedy)
+    return jnp.where(others, -jnp.inf, logits)
+
+  logits = jax.lax.cond(jnp.any(greedy), with_greedy, lambda logits: logits, logits)
+  return jax.nn.log_softmax(logits, axis=-1)
 
 
 def draw(log_probabilities: jax.Array, keys: jax.Array) -> jax.Array:
   """A token int32 [R] of each row's distribution [R, V], by keys uint32 [R, 2]: the row's own randomness alone."""
   V = log_probabilities.shape[1]
-  noise = jax.vmap(lambda key: jax.random.gumbel(key, (V,)))
+  noise = jax.vmap(lambda key: _gumbel(key, V))
   random = jnp.any(jnp.sum(log_probabilities > -jnp.inf, axis=-1) > 1)
   scores = jax.lax.cond(random, lambda x: x + noise(keys), lambda x: x, log_probabilities)
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def _gumbel(key: jax.Array, V: int) -> jax.Array:
+  """Gumbel noise [V] of 32 random bits each: with the 23 of jax.random.gumbel a long tail is drawn far too rarely."""
+  uniform = (jax.random.bits(key, (V,), jnp.uint32).astype(jnp.float32) + 0.5) * 2.0**-32
+  return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, 1 - 2.0**-24)))  # below 1, where the noise would be -inf
 
 
 def _filtered(logits: jax.Array, controls: Controls) -> jax.Array:
@@ -139,7 +161,7 @@ def _filtered(logits: jax.Array, controls: Controls) -> jax.Array:
   most = jnp.where(controls.top_k > 0, jnp.minimum(controls.top_k, V), V)
   logits = _above(logits, lambda above: jnp.sum(above, axis=-1) >= most)
   probabilities = jax.nn.softmax(logits, axis=-1)
-  share = jnp.where(controls.top_p < 1, controls.top_p, 2.0)  # 2 is never reached: all are kept
+  share = jnp.where(controls.top_p < 1, jnp.maximum(controls.top_p, _TINY), 2.0)  # 2 is never reached: all are kept
   kept = _above(logits, lambda above: jnp.sum(jnp.where(above, probabilities, 0), axis=-1) >= column(share)[:, 0])
   peak = jnp.max(probabilities, axis=-1, keepdims=True)
   return jnp.where(probabilities >= column(controls.min_p) * peak, kept, -jnp.inf)
@@ -150,7 +172,7 @@ def _above(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.A
 
   Floats are compared as integers of the same order, whose 32 bits are found one by one.
   """
-  bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+  bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.int32)  # -0.0 as 0.0
   order = jnp.where(bits < 0, ~bits, bits | jnp.int32(-(2**31)))
   order = jax.lax.bitcast_convert_type(order, jnp.uint32)
 
