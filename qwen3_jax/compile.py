@@ -31,7 +31,7 @@ _JSON = flags.DEFINE_string("json", None, "Where the report is also written, as 
 _SWEEP = flags.DEFINE_boolean("sweep", False, "Try meshes and remat policies; rank those that fit.")
 _DECODE = flags.DEFINE_boolean("decode", False, "Compile decoding instead of training.")
 _SLOTS = flags.DEFINE_integer("slots", 128, "With --decode: sequences at a time.", lower_bound=1)
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 32_768, "With --decode: tokens of a sequence at most.", lower_bound=1)
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 4096, "With --decode: tokens of a sequence.", lower_bound=1)
 _CACHE_DTYPE = flags.DEFINE_enum("cache_dtype", "bfloat16", ["bfloat16", "int8"], "With --decode: of keys and values.")
 _SWEEP_LIMIT = flags.DEFINE_integer("sweep_limit", 8, "Most candidates that a sweep compiles.", lower_bound=1)
 

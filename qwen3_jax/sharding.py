@@ -35,13 +35,22 @@ RULES: dict[str, tuple[str, ...]] = {
   "hidden": (),  # the hidden axis of a matrix whose other axis is split over fsdp
   "mlp": ("tensor",),
   "experts": ("expert",),
+  "expert_mlp": ("tensor",),  # the feed-forward axis of experts' matrices
   "expert_embed": ("fsdp", "context"),  # the hidden axis of experts' matrices
   "choices": (),  # the experts a router chooses from
   "vocab": ("tensor",),
 }
 # When decoding, a parameter stays whole or split where it is used: gathering it for a few tokens would take longer than
-# all else. Experts lie over `expert`, heads, feed-forward and vocabulary over `tensor`; the rest is copied.
-DECODING_RULES: dict[str, tuple[str, ...]] = {**RULES, "embed": (), "attended": ("tensor",), "expert_embed": ()}
+# all else. Heads, feed-forward and vocabulary lie over `tensor`, whole experts over `expert` and `tensor`; the rest is
+# copied.
+DECODING_RULES: dict[str, tuple[str, ...]] = {
+  **RULES,
+  "embed": (),
+  "attended": ("tensor",),
+  "experts": ("expert", "tensor"),
+  "expert_mlp": (),
+  "expert_embed": (),
+}
 _rules = contextvars.ContextVar("rules", default=RULES)
 
 

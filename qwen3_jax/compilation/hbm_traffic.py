@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from qwen3_jax.compilation.hlo import HBM, Array, Computation, Instruction, Module
 
 # These move nothing themselves: names for what is there, or wrappers whose contents are counted.
@@ -11,9 +13,14 @@ _FREE = frozenset(
   " after-all add-dependency optimization-barrier partition-id replica-id domain".split()
 )
 
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place: the operand that is written
+_BYTES_ACCESSED = re.compile(r'"bytes_accessed":"(\d+)"')
+
 
 def instruction_traffic(instruction: Instruction, computation: Computation, module: Module) -> int:
-  """Operands read plus results written, those in VMEM left out; a slice counts as the slice, not as its source.
+  """Operands read plus results written, those in VMEM left out.
+
+  A slice counts as the slice, not as its source; a kernel as what it says it reads and writes, if that is less.
 
   An upper estimate: what the compiler holds in VMEM without saying so in the layout counts as HBM.
   """
@@ -21,32 +28,39 @@ def instruction_traffic(instruction: Instruction, computation: Computation, modu
     return 0
   operands = [computation.instructions[name] for name in instruction.operands]
   if instruction.opcode == "fusion":
-    return _fusion_traffic(instruction, operands, module.computations[instruction.called()["calls"][0]])
+    return _fusion_traffic(instruction, operands, module)
   if instruction.opcode in ("dynamic-slice", "gather", "slice"):
     return 2 * _in_hbm(instruction.shape)
   if instruction.opcode == "dynamic-update-slice":
     return 2 * _in_hbm(operands[1].shape)
+  if instruction.opcode == "scatter":
+    return _in_hbm(operands[1].shape) + 2 * _in_hbm(operands[2].shape)
+  if instruction.opcode == "slice-start":  # the result holds the source, then the slice
+    return instruction.shape[1].bytes + _in_hbm(instruction.shape[1:2])
   if instruction.opcode.endswith("-start"):  # the result holds the operands too
     return sum(_in_hbm(operand.shape) for operand in operands) + _in_hbm(instruction.shape[:1])
-  return sum(_in_hbm(operand.shape) for operand in operands) + _in_hbm(instruction.shape)
+  everything = sum(_in_hbm(operand.shape) for operand in operands) + _in_hbm(instruction.shape)
+  stated = _BYTES_ACCESSED.search(instruction.backend_config) if instruction.opcode == "custom-call" else None
+  return min(everything, int(stated[1])) if stated else everything
 
 
-def _fusion_traffic(fusion: Instruction, operands: list[Instruction], body: Computation) -> int:
+def _fusion_traffic(fusion: Instruction, operands: list[Instruction], module: Module) -> int:
+  body = module.computations[fusion.called()["calls"][0]]
   read = 0
   for index, operand in enumerate(operands):
     parameter = body.parameters.get(index)
     if parameter is not None:
-      read += min(_in_hbm(operand.shape), _read_of(parameter, body))
+      read += min(_in_hbm(operand.shape), _read_of(parameter, body, module))
   roots = [body.instructions[name] for name in body.root.operands] if body.root.opcode == "tuple" else [body.root]
   written = 0
   for array, root in zip(fusion.shape, roots):
     root = _through_bitcasts(root, body)
-    updates = root.opcode == "dynamic-update-slice"
-    written += _in_hbm(body.operand(root, 1).shape if updates and array.space == HBM else (array,))
+    part = _UPDATES.get(root.opcode)
+    written += _in_hbm(body.operand(root, part).shape if part and array.space == HBM else (array,))
   return read + written
 
 
-def _read_of(parameter: Instruction, body: Computation) -> int:
+def _read_of(parameter: Instruction, body: Computation, module: Module) -> int:
   """Bytes of a fusion's parameter that are read: all, or only slices of it."""
   read = 0
   pending = [parameter]
@@ -59,7 +73,11 @@ def _read_of(parameter: Instruction, body: Computation) -> int:
         pending.append(user)
       elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == source.name:
         read += user.bytes
-      elif user.opcode == "dynamic-update-slice" and user.operands[0] == source.name:
+      elif user.opcode == "fusion":
+        inner = module.computations[user.called()["calls"][0]]
+        places = (inner.parameters.get(i) for i, name in enumerate(user.operands) if name == source.name)
+        read += sum(_read_of(place, inner, module) for place in places if place is not None)
+      elif user.opcode in _UPDATES and user.operands[0] == source.name:
         continue  # updated in place
       else:
         return source.bytes

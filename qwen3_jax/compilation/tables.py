@@ -55,6 +55,13 @@ def verdict(report: Report) -> str:
       f" ({hbm['peak'] / GIB:.2f} of {hbm['limit'] / GIB:.2f} GiB)"
     )
   step = report["predicted_step_s"]
+  if "decoding" in report:
+    speed = report["tokens_per_step"] / step["scheduled"]
+    return (
+      f"[bold green]fits[/bold green]: {hbm['peak'] / GIB:.2f} of {hbm['limit'] / GIB:.2f} GiB per device."
+      f" {report['decoding']['slots']} sequences of {report['decoding']['max_length']:,} tokens at the roofline:"
+      f" {duration(step['scheduled'])} per step, {speed:,.0f} tokens/s, bound by {report['roofline']['binding']}"
+    )
   return (
     f"[bold green]fits[/bold green]: {hbm['peak'] / GIB:.2f} of {hbm['limit'] / GIB:.2f} GiB per device."
     f" At the roofline {report['predicted_mfu']:.1%} MFU, bound by {report['roofline']['binding']}:"

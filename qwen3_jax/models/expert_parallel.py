@@ -44,10 +44,11 @@ def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down
   mesh = batch_mesh(*x.shape[:2])
   if mesh is None:
     return None
-  into = array_spec(("experts", "expert_embed", "mlp"), gate.shape, mesh)
-  out_of = array_spec(("experts", "mlp", "expert_embed"), down.shape, mesh)
+  into = array_spec(("experts", "expert_embed", "expert_mlp"), gate.shape, mesh)
+  out_of = array_spec(("experts", "expert_mlp", "expert_embed"), down.shape, mesh)
   plan = _Plan(
-    shards=mesh.shape[AXIS],
+    axes=entry_axes(into[0]),
+    shards=math.prod(mesh.shape[axis] for axis in entry_axes(into[0])),
     chunk=config.expert_dispatch_tokens,
     buffer=config.expert_buffer,
     keep=keeps_feed_forward(config),
@@ -59,7 +60,7 @@ def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down
     b, t, D = x.shape
     flat = lambda a: a.reshape(b * t, a.shape[-1])
     y = _feed_forward(plan, flat(x), flat(weights), flat(experts), gate, up, down).reshape(b, t, D)
-    return jax.lax.psum(y, "tensor") if into[2] else y
+    return jax.lax.psum(y, "tensor") if "tensor" in (*entry_axes(into[0]), *entry_axes(into[2])) else y
 
   specs = (TOKENS, TOKENS, TOKENS, into, into, out_of)
   return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=TOKENS, check_vma=False)(
@@ -69,6 +70,7 @@ def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
+  axes: tuple[str, ...]  # that experts lie over: `expert`, or none if they do not divide; when decoding `tensor`, too
   shards: int  # P
   chunk: int  # tokens of a shard that are gathered at a time
   buffer: float  # rows a shard computes in a round, over the balanced load
@@ -100,7 +102,7 @@ class _Routes:
     self.weights, self.k = weights.reshape(-1).astype(jnp.float32), experts.shape[1]
     self.R = plan.rows(experts.size, num_experts)
     self.shards = plan.shards
-    expert = experts.reshape(-1) - jax.lax.axis_index(AXIS) * num_experts
+    expert = experts.reshape(-1) - jax.lax.axis_index(plan.axes) * num_experts
     expert = jnp.where((expert >= 0) & (expert < num_experts), expert, num_experts)  # others' sort last
     self.order = jnp.argsort(expert, stable=True)
     counts = jnp.sum(expert[:, None] == jnp.arange(num_experts), axis=0, dtype=jnp.int32)

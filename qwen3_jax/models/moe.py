@@ -65,9 +65,9 @@ class MixtureOfExperts(nnx.Module):
     self.experts_per_token = config.num_experts_per_token
     self.renormalise = config.norm_topk_prob
     self.router = normal_parameter(rngs, config, (L, D, E), ("layers", *_ROUTER), compute_dtype=jnp.float32)
-    self.gate = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "mlp"))
-    self.up = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "mlp"))
-    self.down = normal_parameter(rngs, config, (L, E, F, D), ("layers", "experts", "mlp", "expert_embed"))
+    self.gate = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "expert_mlp"))
+    self.up = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "expert_mlp"))
+    self.down = normal_parameter(rngs, config, (L, E, F, D), ("layers", "experts", "expert_mlp", "expert_embed"))
 
   def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, RouterStatistics]:
     """x [B, T, D] -> ([B, T, D], statistics over tokens whose segment id is not 0)."""
