@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from qwen3_jax.chat import Chat, converse
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.models.transformer import from_parameters
+from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 from qwen3_jax.rollout.tools_file import load_tools
 from tests.rollout.chain_model import CONFIG, chain, chain_model
 from tests.rollout.conftest import tokenizer  # noqa: F401
@@ -61,14 +63,12 @@ def chat(tokenizer):  # noqa: F811
   question = [{"role": "user", "content": "Hi"}]
   last = lambda thinks: encode_conversation(tokenizer, question, None, thinks, add_generation_prompt=True).ids[-1]
   script = chain(tokenizer.think_start_id, *words[:3], tokenizer.think_end_id, *words[3:], tokenizer.im_end_id)
-  model = from_parameters(CONFIG, chain_model(script | {last(True): tokenizer.think_start_id, last(False): words[3]}))
+  script |= {last(True): tokenizer.think_start_id, last(False): words[3]}
+  script[ThinkingTokens.of(tokenizer).sentence[-1]] = words[3]
   output = io.StringIO()
-  chat = Chat(
-    model,
-    tokenizer,
-    Console(file=output, force_terminal=True, width=200, highlight=False),
-    sampling={"temperature": 0.0},
-  )
+  console = Console(file=output, force_terminal=True, width=200, highlight=False)
+  model = from_parameters(CONFIG, chain_model(script))
+  chat = Chat(model, tokenizer, console, sampling={"temperature": 0.0})
   return chat, output, [tokenizer.decode([word]) for word in words]
 
 
@@ -107,7 +107,9 @@ def test_a_budget(chat):
   answer = chat.say("Hi")
   assert answer.thinking_end == "budget"
   assert answer.thinking.startswith(words[0]) and words[1] not in answer.thinking
-  assert "Considering the limited time by the user" in output.getvalue()
+  shown = re.sub(r"\x1b\[[\d;]*m", "", output.getvalue())
+  assert shown.split() == f"{answer.thinking} {answer.response}".split()
+  assert "Considering the limited time by the user" in shown
 
 
 def test_tools_are_called(chat, tmp_path, monkeypatch):
