@@ -289,7 +289,7 @@ class Engine:
         pages = np.full((self._shards, A), -1, np.int32)
         self._cache = self._programs.copy(self._cache, np.zeros_like(pages), pages)
     if not self.paged:
-      self._resize_to(1)
+      self._resize_to(self._cache_lengths()[0])
 
   def _admit(self) -> None:
     """Gives slots to what waits, as long as there are slots and room."""
@@ -553,7 +553,9 @@ class Engine:
         rows.append(self._idle)
         continue
       row, sequence.row = sequence.row, None
-      rows.append(row or self._row_of(sequence.request, sequence.key, sequence.tokens))
+      result = sequence.result
+      generated = [token for token, sampled in zip(result.tokens, result.sampled) if sampled]
+      rows.append(row or self._row_of(sequence.request, sequence.key, sequence.tokens, generated))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 

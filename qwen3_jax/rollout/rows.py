@@ -24,8 +24,9 @@ def row_of(
   request: Request,
   key: np.ndarray,
   tokens: list[int],
+  generated: list[int],
 ) -> Rows:
-  """The row of a request whose answer, or further answer, follows `tokens`; the first of these are its prompt."""
+  """The row of a request whose answer, or further answer, follows `tokens`, of which the model wrote `generated`."""
   budget = NO_BUDGET if request.thinking_budget is None else request.thinking_budget
   stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
   stop_ids[: len(request.stop_ids)] = request.stop_ids
@@ -51,23 +52,23 @@ def row_of(
     "stop_ids": stop_ids,
     "thinking": Thinking(**thinking),
     "controls": jax.tree.map(lambda x: x[0], Controls.of([request.sampling])),
-    "adjustments": _adjustments(config.vocab_size, request, tokens) if settings.adjustments else None,
+    "adjustments": _adjustments(config.vocab_size, request, generated) if settings.adjustments else None,
   }
   return Rows(**arrays)
 
 
 def idle_row(config: ModelConfig, settings: EngineSettings, ids: ThinkingTokens) -> Rows:
   """The row of a slot that nothing runs in."""
-  row = row_of(config, settings, ids, Request([0], 1), np.zeros(2, np.uint32), [0])
+  row = row_of(config, settings, ids, Request([0], 1), np.zeros(2, np.uint32), [0], [])
   changes: dict[str, Any] = {"running": np.bool_(False)}
   return dataclasses.replace(row, **changes)
 
 
-def _adjustments(V: int, request: Request, tokens: list[int]) -> Adjustments:
+def _adjustments(V: int, request: Request, generated: list[int]) -> Adjustments:
   prompted, bias = np.zeros(V, bool), np.zeros(V, np.float32)
   prompted[list(request.prompt)] = True
   for token, value in request.sampling.logit_bias.items():
     bias[token] = value
-  generated = np.bincount(tokens[len(request.prompt) :], minlength=V).astype(np.int32)
-  arrays: dict[str, Any] = {"generated": generated, "prompted": prompted, "bias": bias}
+  counts = np.bincount(np.array(generated, np.int32), minlength=V).astype(np.int32)
+  arrays: dict[str, Any] = {"generated": counts, "prompted": prompted, "bias": bias}
   return Adjustments(**arrays)
