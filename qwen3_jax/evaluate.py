@@ -1,6 +1,6 @@
 """Evaluates a checkpoint:
 
-  python -m qwen3_jax.evaluate --checkpoint=DIR --tasks=perplexity:held_out.jsonl,exact_match:problems.jsonl [--json=FILE]
+  python -m qwen3_jax.evaluate --checkpoint=DIR --tasks=perplexity:texts.jsonl,exact_match:problems.jsonl [--json=FILE]
 
 Tasks, separated by commas:
 

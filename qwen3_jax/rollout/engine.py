@@ -170,9 +170,13 @@ class Engine:
   def extend(self, id: int, tokens: Sequence[int], max_new_tokens: int) -> None:
     """Appends tokens the model did not write to a held request, and lets it answer again: another turn.
 
-    Raises ValueError if they do not fit the context.
+    Raises ValueError, and changes nothing, if they do not fit the context or the vocabulary.
     """
     sequence = self._held[id]
+    request = dataclasses.replace(sequence.request, max_new_tokens=max_new_tokens)  # says what is wrong
+    outside = [token for token in tokens if not 0 <= token < self.config.vocab_size]
+    if outside:
+      raise ValueError(f"a turn with the token id {outside[0]}, outside of the vocabulary of {self.config.vocab_size}")
     longest = self.settings.max_length
     if len(sequence.tokens) + len(tokens) >= longest:
       raise ValueError(f"a turn of {len(tokens)} tokens after {len(sequence.tokens)} does not fit {longest} tokens")
@@ -181,7 +185,7 @@ class Engine:
     sequence.result.finish_reason = None
     sequence.tokens += tokens
     sequence.turn_start = len(sequence.tokens)
-    sequence.request = dataclasses.replace(sequence.request, max_new_tokens=max_new_tokens)
+    sequence.request = request
     sequence.held = False
     self._waiting.appendleft(sequence)  # its slot, if it still has it, waits for it
 
