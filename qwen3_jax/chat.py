@@ -55,7 +55,7 @@ class Chat:
 
   def __post_init__(self):
     self.context = context_length(self.model.config)
-    self.engine = make_engine(self.model, self.tokenizer, EngineSettings(slots=1, max_length=self.context))
+    self.engine = make_engine(self.model, self.tokenizer, EngineSettings(slots=1, max_length=self.context, steps=1))
 
   def say(self, text: str) -> Completion:
     """Adds the user's message and streams the answer, after what tools it calls.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from qwen3_jax.models.cached import Place, cached_hidden
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
-from qwen3_jax.rollout.sampling import Adjustments, Controls, draw, log_distribution
+from qwen3_jax.rollout.sampling import Adjustments, Controls, Needs, draw, log_distribution
 from qwen3_jax.rollout.thinking_budget import AFTER, INSIDE, NO_BUDGET, Thinking, ThinkingTokens
 from qwen3_jax.sharding import constrain
 
@@ -75,25 +75,33 @@ def decode(
   page_table: jax.Array | None,
   steps: jax.Array,
 ) -> tuple[Any, Rows, tuple[Produced, Status]]:
-  """`steps`, at most `most_steps`, tokens for every running row; ends early when none runs."""
+  """`steps`, at most `most_steps`, tokens for every running row.
+
+  Nothing in the loop depends on all rows, so that devices which hold some of them go on by themselves.
+  """
   R = rows.token.shape[0]
   empty = lambda dtype: jnp.zeros((most_steps, R), dtype)
   produced = Produced(empty(jnp.int32), empty(jnp.float32), empty(jnp.float32), empty(bool), empty(bool))
 
-  def step(carry):
-    i, cache, rows, produced = carry
-    cache, rows, new = decode_step(config, ids, params, cache, rows, page_table)
-    return i + 1, cache, rows, Produced(*(old.at[i].set(x) for old, x in zip(produced, new)))
+  needs = Needs.of(rows.controls)
 
-  def goes_on(carry):
-    return (carry[0] < steps) & jnp.any(carry[2].running)
+  def step(i, carry):
+    cache, rows, produced = carry
+    cache, rows, new = decode_step(config, ids, params, cache, rows, page_table, needs)
+    return cache, rows, Produced(*(old.at[i].set(x) for old, x in zip(produced, new)))
 
-  _, cache, rows, produced = jax.lax.while_loop(goes_on, step, (jnp.int32(0), cache, rows, produced))
+  cache, rows, produced = jax.lax.fori_loop(0, steps, step, (cache, rows, produced))
   return cache, rows, (produced, Status(rows.ended, rows.thinking.halted))
 
 
 def decode_step(
-  config: ModelConfig, ids: ThinkingTokens, params: Parameters, cache: Any, rows: Rows, page_table: jax.Array | None
+  config: ModelConfig,
+  ids: ThinkingTokens,
+  params: Parameters,
+  cache: Any,
+  rows: Rows,
+  page_table: jax.Array | None,
+  needs: Needs,
 ) -> tuple[Any, Rows, Produced]:
   """One token for every running row; what is produced has arrays [R]."""
   place = Place(None, rows.length, rows.running.astype(jnp.int32), page_table)
@@ -102,8 +110,8 @@ def decode_step(
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
   finite = jnp.isfinite(log_normaliser)
   safe = jnp.where(finite[:, None], logits, 0.0)
-  distribution = log_distribution(safe, rows.controls, rows.adjustments)
-  drawn = draw(distribution, jax.vmap(jax.random.fold_in)(rows.key, rows.drawn))
+  distribution = log_distribution(safe, rows.controls, rows.adjustments, needs)
+  drawn = draw(distribution, jax.vmap(jax.random.fold_in)(rows.key, rows.drawn), needs.noise)
   tokens, place_in_sentence = rows.thinking.insert(ids, drawn)
   inserted = place_in_sentence >= 0
   of_token = lambda x: jnp.take_along_axis(x, tokens[:, None], axis=1)[:, 0]

@@ -223,11 +223,17 @@ class Engine:
 
   def _steps(self) -> int:
     """Decoding steps until the host looks again: while requests wait, until a slot may be free."""
-    if not self._waiting:
-      return self.settings.most_steps
-    running = (s for s in self._slots if s is not None and not s.held)
-    left = (s.request.max_new_tokens - (len(s.tokens) - s.turn_start) for s in running)
-    return max(1, min([self.settings.steps, *left]))
+    running = [s for s in self._slots if s is not None and not s.held]
+    left = [self._left(s) for s in running] or [1]
+    return min(self.settings.steps, *left) if self._waiting else min(self.settings.most_steps, max(left))
+
+  def _left(self, sequence: _Sequence) -> int:
+    """Tokens that a running request may still get, at most."""
+    request = sequence.request
+    left = request.max_new_tokens - (len(sequence.tokens) - sequence.turn_start)
+    if request.thinking_budget is not None:
+      left += request.thinking_budget + len(self._ids.sentence) + 2
+    return max(1, min(left, self.settings.max_length - len(sequence.tokens)))
 
   def _start(self) -> None:
     settings = self.settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,33 +119,51 @@ def adjusted(logits: jax.Array, controls: Controls, adjustments: Adjustments) ->
   return logits - column(controls.frequency_penalty) * adjustments.generated
 
 
-def log_distribution(logits: jax.Array, controls: Controls, adjustments: Adjustments | None = None) -> jax.Array:
+class Needs(NamedTuple):
+  """What any of the rows needs, bool []; the rest is left out. On a mesh, finding it makes devices wait."""
+
+  filters: jax.Array
+  greedy: jax.Array
+  noise: jax.Array
+
+  @classmethod
+  def of(cls, controls: Controls) -> Needs:
+    greedy = controls.temperature == 0
+    filters = ~greedy & ((controls.top_k > 0) | (controls.top_p < 1) | (controls.min_p > 0))
+    return cls(jnp.any(filters), jnp.any(greedy), jnp.any(~greedy))
+
+
+def log_distribution(
+  logits: jax.Array, controls: Controls, adjustments: Adjustments | None = None, needs: Needs | None = None
+) -> jax.Array:
   """Log-probabilities float32 [R, V] of the distribution that a row's next token is drawn from.
 
   A token that is filtered out has -inf; a greedy row has 0 at its most likely token (the first of equals).
   """
+  needs = needs or Needs.of(controls)
   column = lambda x: x[:, None]
   if adjustments is not None:
     logits = adjusted(logits, controls, adjustments)
   greedy = controls.temperature == 0
   logits = logits / column(jnp.where(greedy, 1.0, jnp.maximum(controls.temperature, 1e-30)))  # finite logits stay so
-  filters = ~greedy & ((controls.top_k > 0) | (controls.top_p < 1) | (controls.min_p > 0))
-  logits = jax.lax.cond(jnp.any(filters), _filtered, lambda logits, _: logits, logits, controls)
+  logits = jax.lax.cond(needs.filters, _filtered, lambda logits, _: logits, logits, controls)
 
   def with_greedy(logits: jax.Array) -> jax.Array:
     others = (jnp.arange(logits.shape[1]) != column(jnp.argmax(logits, axis=-1))) & column(greedy)
     return jnp.where(others, -jnp.inf, logits)
 
-  logits = jax.lax.cond(jnp.any(greedy), with_greedy, lambda logits: logits, logits)
+  logits = jax.lax.cond(needs.greedy, with_greedy, lambda logits: logits, logits)
   return jax.nn.log_softmax(logits, axis=-1)
 
 
-def draw(log_probabilities: jax.Array, keys: jax.Array) -> jax.Array:
-  """A token int32 [R] of each row's distribution [R, V], by keys uint32 [R, 2]: the row's own randomness alone."""
+def draw(log_probabilities: jax.Array, keys: jax.Array, needs_noise: jax.Array | bool = True) -> jax.Array:
+  """A token int32 [R] of each row's distribution [R, V], by keys uint32 [R, 2]: the row's own randomness alone.
+
+  `needs_noise`: bool [], False where every row has one token.
+  """
   V = log_probabilities.shape[1]
   noise = jax.vmap(lambda key: _gumbel(key, V))
-  random = jnp.any(jnp.sum(log_probabilities > -jnp.inf, axis=-1) > 1)
-  scores = jax.lax.cond(random, lambda x: x + noise(keys), lambda x: x, log_probabilities)
+  scores = jax.lax.cond(needs_noise, lambda x: x + noise(keys), lambda x: x, log_probabilities)
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
