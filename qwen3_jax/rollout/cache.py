@@ -52,8 +52,21 @@ class DenseCache:
     return DenseCache(keys, values)
 
   def copied(self, sources: jax.Array, targets: jax.Array) -> DenseCache:
-    """With slots `targets` int32 [A] holding what `sources` hold; targets outside of the slots are ignored."""
-    return jax.tree.map(lambda x: x.at[targets].set(x[sources], mode="drop"), self)
+    """With slots `targets` int32 [shards, A], within a shard, holding what `sources` hold. Equal ones change nothing."""
+
+    def copy(cache: DenseCache, sources: jax.Array, targets: jax.Array) -> DenseCache:
+      def one(a, x):  # a slot at a time: XLA for CPU scatters number by number
+        row = jax.lax.dynamic_slice_in_dim(x, sources[0, a], 1)
+        return jax.lax.dynamic_update_slice_in_dim(x, row, targets[0, a], 0)
+
+      step = lambda a, cache: jax.tree.map(functools.partial(one, a), cache)
+      return jax.lax.fori_loop(0, sources.shape[1], step, cache)
+
+    mesh = current_mesh()
+    if mesh is not None:
+      specs = (CACHE_SPEC, _ROWS, _ROWS)
+      copy = jax.shard_map(copy, mesh=mesh, in_specs=specs, out_specs=CACHE_SPEC, check_vma=False)
+    return copy(self, sources, targets)
 
   def cleared(self, slot: jax.Array) -> DenseCache:
     """With zeros in a slot: a number that is not finite would spoil whoever comes next, though no weight is on it."""

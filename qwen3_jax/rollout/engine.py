@@ -293,7 +293,8 @@ class Engine:
         self._run_prefill(np.zeros((A, T), np.int32), *(np.zeros(A, np.int32) for _ in range(3)))
       self._run_decode(1)
       if self._pages is None:
-        self._cache = self._programs.copy(self._cache, np.zeros(A, np.int32), nobody)
+        nothing = np.zeros((self._shards, A), np.int32)
+        self._cache = self._programs.copy(self._cache, nothing, nothing)
         self._cache = self._programs.clear(self._cache, np.int32(0))
       else:
         pages = np.full((self._shards, A), -1, np.int32)
@@ -377,7 +378,7 @@ class Engine:
     fresh = target.cached == 0 and len(target.tokens) == len(target.request.prompt) and len(target.tokens) > 1
     if not fresh or source.request.prompt != target.request.prompt:
       return False
-    return self._pages is None or self._shard(source) == self._shard(target)
+    return self._shard(source) == self._shard(target)
 
   def _slot(self, sequence: _Sequence) -> int:
     assert sequence.slot is not None
@@ -429,9 +430,10 @@ class Engine:
     for _, target in pairs:
       target.cached = len(target.tokens) - 1
     if self._pages is None:
-      sources, targets = np.zeros(A, np.int32), np.full(A, self.slots, np.int32)
-      sources[: len(pairs)] = [source.slot for source, _ in pairs]
-      targets[: len(pairs)] = [target.slot for _, target in pairs]
+      sources, targets = np.zeros((self._shards, A), np.int32), np.zeros((self._shards, A), np.int32)
+      for a, (source, target) in enumerate(pairs):
+        sources[self._shard(target), a] = self._slot(source) % self._slots_of_shard
+        targets[self._shard(target), a] = self._slot(target) % self._slots_of_shard
     else:
       sources, targets = np.zeros((self._shards, A), np.int32), np.full((self._shards, A), -1, np.int32)
       for a, (source, target) in enumerate(pairs):

@@ -34,7 +34,7 @@ class Programs:
     self.of_rows: Sharding
     self.whole: Sharding
     self._of_params: Any
-    options = None
+    options: dict[str, Any] = {}
     if mesh is None:
       single = SingleDeviceSharding(jax.local_devices()[0])
       self.of_cache = self.of_rows = self.whole = self._of_params = single
@@ -45,6 +45,8 @@ class Programs:
       with decoding():
         self._of_params = parameter_shardings(config, mesh)
       options = compiler_options(mesh)
+    if next(iter(self.whole.device_set)).platform == "cpu":  # a step's products are small: several at a time
+      options = {"xla_cpu_enable_concurrency_optimized_scheduler": True}
     jit = functools.partial(jax.jit, compiler_options=options or None)
     cache, rows = self.of_cache, self.of_rows
     self.jitted_decode = jit(
