@@ -56,6 +56,7 @@ class Material:
     """Of a run: one CPU, compiled programs kept in a cache of our own, since a kill may leave half an entry there."""
     return os.environ | {
       "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
       "JAX_COMPILATION_CACHE_DIR": str(self.folder / "xla"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       "PYTHONPATH": str(ROOT),

@@ -24,7 +24,8 @@ GOLDEN = ROOT / "tests" / "golden" / "dense"
 
 
 def run_chat(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | flags
   command = [sys.executable, "-m", "qwen3_jax.chat", *arguments]
   return subprocess.run(command, input=text, capture_output=True, text=True, env=environment, timeout=600)
 

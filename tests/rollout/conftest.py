@@ -12,6 +12,7 @@ import pytest
 
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.data.train_tokenizer import train_sentencepiece
+from qwen3_jax.rollout import engine
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -23,6 +24,13 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
   texts = [file.read_text(errors="replace") for file in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-c]*.py"))]
   train_sentencepiece(texts, path, vocab_size=512)
   return Tokenizer.from_pretrained(path)
+
+
+@pytest.fixture(autouse=True)
+def one_length(request, monkeypatch):
+  """A dense cache of full length from the start: compiling takes most of a test's time. Not of tests marked `grows`."""
+  if "grows" not in request.keywords:
+    monkeypatch.setattr(engine, "_SHORTEST_CACHE", 1 << 20)
 
 
 @dataclasses.dataclass

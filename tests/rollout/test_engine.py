@@ -223,10 +223,11 @@ def test_new_parameters_are_used(checkpoint, cache):
     check_log_probabilities(config, other, request, result)
 
 
+@pytest.mark.grows
 @pytest.mark.parametrize("cache", ["dense", "paged"])
 def test_nothing_is_compiled_after_the_warm_up(checkpoint, cache, compilations):
   config, params, _, _ = checkpoint("dense")
-  engine = make_engine(config, params, slots=5, max_length=200, cache=cache)  # a shape that no other test uses
+  engine = make_engine(config, params, slots=5, max_length=100, cache=cache)  # a shape that no other test uses
   engine.warm_up()
   assert compilations.count > 5
   other = initialize(config, 3)
@@ -234,7 +235,7 @@ def test_nothing_is_compiled_after_the_warm_up(checkpoint, cache, compilations):
   engine.update(other)
   assert compilations.count - before <= 1  # the cast of parameters that are bound to no device
   before = compilations.count
-  requests = varied_requests(config.vocab_size, 16, longest_prompt=150)
+  requests = varied_requests(config.vocab_size, 16, longest_prompt=50)
   repeated = [dataclasses.replace(requests[0], seed=seed, hold=False) for seed in range(8)]
   engine.run([*requests, *repeated])
   assert compilations.count == before
@@ -300,6 +301,7 @@ def test_cancelled_requests_make_room(checkpoint):
   assert engine.run([Request(prompt, len(answer), GREEDY)])[0].tokens == answer
 
 
+@pytest.mark.grows
 @pytest.mark.parametrize("cache", ["dense", "paged"])
 def test_further_turns(checkpoint, cache):
   """A held request goes on from its cache; its log-probabilities are those of the whole sequence."""
