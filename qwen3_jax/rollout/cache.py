@@ -52,7 +52,7 @@ class DenseCache:
     return DenseCache(keys, values)
 
   def copied(self, sources: jax.Array, targets: jax.Array) -> DenseCache:
-    """With slots `targets` int32 [shards, A], within a shard, holding what `sources` hold. Equal ones change nothing."""
+    """With slots `targets` int32 [shards, A], within a shard, holding what `sources` hold."""
 
     def copy(cache: DenseCache, sources: jax.Array, targets: jax.Array) -> DenseCache:
       def one(a, x):  # a slot at a time: XLA for CPU scatters number by number

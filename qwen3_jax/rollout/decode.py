@@ -84,10 +84,12 @@ def decode(
   produced = Produced(empty(jnp.int32), empty(jnp.float32), empty(jnp.float32), empty(bool), empty(bool))
 
   needs = Needs.of(rows.controls)
+  numbers = rows.drawn + jnp.arange(most_steps)[:, None]  # of a row's tokens, as long as it runs
+  keys = jax.vmap(jax.vmap(jax.random.fold_in))(jnp.broadcast_to(rows.key, (most_steps, R, 2)), numbers)
 
   def step(i, carry):
     cache, rows, produced = carry
-    cache, rows, new = decode_step(config, ids, params, cache, rows, page_table, needs)
+    cache, rows, new = decode_step(config, ids, params, cache, rows, page_table, needs, keys[i])
     return cache, rows, Produced(*(old.at[i].set(x) for old, x in zip(produced, new)))
 
   cache, rows, produced = jax.lax.fori_loop(0, steps, step, (cache, rows, produced))
@@ -102,8 +104,9 @@ def decode_step(
   rows: Rows,
   page_table: jax.Array | None,
   needs: Needs,
+  keys: jax.Array,
 ) -> tuple[Any, Rows, Produced]:
-  """One token for every running row; what is produced has arrays [R]."""
+  """One token for every running row, by keys uint32 [R, 2]; what is produced has arrays [R]."""
   place = Place(None, rows.length, rows.running.astype(jnp.int32), page_table)
   model, hidden, cache = cached_hidden(config, params, rows.token[:, None], place, cache)
   logits = constrain(model.logits(hidden[:, 0]), "batch", "vocab")
@@ -111,7 +114,7 @@ def decode_step(
   finite = jnp.isfinite(log_normaliser)
   safe = jnp.where(finite[:, None], logits, 0.0)
   distribution = log_distribution(safe, rows.controls, rows.adjustments, needs)
-  drawn = draw(distribution, jax.vmap(jax.random.fold_in)(rows.key, rows.drawn), needs.noise)
+  drawn = draw(distribution, keys, needs.noise)
   tokens, place_in_sentence = rows.thinking.insert(ids, drawn)
   inserted = place_in_sentence >= 0
   of_token = lambda x: jnp.take_along_axis(x, tokens[:, None], axis=1)[:, 0]

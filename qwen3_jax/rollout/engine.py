@@ -510,18 +510,18 @@ class Engine:
     """What the steps produced, into results; slots of what ended become free."""
     done: list[_Sequence] = []
     stopped: list[_Sequence] = []
+    counts = produced.valid.sum(axis=0).tolist()  # a row runs from the first step on, until it stops
+    tokens, log_probabilities, of_sampling, inserted = (x.T.tolist() for x in produced[:4])
     for sequence in running:
-      assert sequence.slot is not None
-      slot, result = sequence.slot, sequence.result
-      valid = produced.valid[:, slot]
-      of_slot = lambda x: x[valid, slot].tolist()  # noqa: B023
-      new = of_slot(produced.tokens)
+      slot, result = self._slot(sequence), sequence.result
+      n = counts[slot]
+      new = tokens[slot][:n]
       sequence.tokens += new
-      sequence.cached += len(new)
+      sequence.cached += n
       result.tokens += new
-      result.log_probabilities += of_slot(produced.log_probabilities)
-      result.sampling_log_probabilities += of_slot(produced.sampling_log_probabilities)
-      result.sampled += (~produced.inserted[valid, slot]).tolist()
+      result.log_probabilities += log_probabilities[slot][:n]
+      result.sampling_log_probabilities += of_sampling[slot][:n]
+      result.sampled += [not x for x in inserted[slot][:n]]
       result.thinking_halted |= bool(status.halted[slot])
       reason = _REASONS.get(int(status.ended[slot]))
       if sequence.request.ends_at is not None and new:

@@ -28,6 +28,7 @@ class Programs:
   def __init__(
     self, config: ModelConfig, ids: ThinkingTokens, settings: EngineSettings, mesh: Mesh | None, stacked: bool
   ):
+    on_cpu = (jax.local_devices() if mesh is None else mesh.devices.flat)[0].platform == "cpu"
     self._config, self._settings, self._mesh, self._stacked = config, settings, mesh, stacked
     # Always given: an array that is bound to no device is another type to the cache of compiled programs.
     self.of_cache: Sharding
@@ -45,7 +46,7 @@ class Programs:
       with decoding():
         self._of_params = parameter_shardings(config, mesh)
       options = compiler_options(mesh)
-    if next(iter(self.whole.device_set)).platform == "cpu":  # a step's products are small: several at a time
+    if on_cpu:  # a step's products are small: several at a time
       options = {"xla_cpu_enable_concurrency_optimized_scheduler": True}
     jit = functools.partial(jax.jit, compiler_options=options or None)
     cache, rows = self.of_cache, self.of_rows
