@@ -16,9 +16,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,74 +28,63 @@ from qwen3_jax.chat import load
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.evaluation.evaluation import Evaluation
 from qwen3_jax.evaluation.exact_match import ExactMatch
+from qwen3_jax.evaluation.lm_eval_task import LmEval
 from qwen3_jax.evaluation.perplexity import Perplexity
+from qwen3_jax.evaluation.scoring import BATCH_TOKENS
 from qwen3_jax.models.transformer import Transformer
 from qwen3_jax.rollout.sampling import SamplingParams
 from qwen3_jax.safetensors_io import WeightsError
+from qwen3_jax.workdir import write_json
 
 Task = Callable[[Transformer, Tokenizer], Evaluation]
 
+_KS = (1, 2, 4, 8, 16, 32, 64)
+# Report, section 4.6.
+_THINKING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "presence_penalty": 0.0}
+_PLAIN: dict[str, Any] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "presence_penalty": 1.5}
+
 
 def _perplexity(location: str, arguments: argparse.Namespace) -> Task:
-  return Perplexity(_file(location), limit=arguments.limit).run
+  evaluator = Perplexity(
+    _file(location), arguments.limit, arguments.window, arguments.stride, batch_tokens=arguments.batch_tokens
+  )
+  evaluator.texts()  # or says what is wrong
+  return evaluator.run
 
 
 def _exact_match(location: str, arguments: argparse.Namespace) -> Task:
+  sampling = {
+    name: value if getattr(arguments, name) is None else getattr(arguments, name)
+    for name, value in (_PLAIN if arguments.no_thinking else _THINKING).items()
+  }
+  SamplingParams(**sampling)  # or says what is wrong
   options = {
-    "enable_thinking": not arguments.no_thinking,
-    "thinking_budget": arguments.thinking_budget,
-    "max_new_tokens": arguments.max_new_tokens,
-    "temperature": arguments.temperature,
-    "top_p": arguments.top_p,
-    "top_k": arguments.top_k,
+    **sampling,
+    "thinking_budget": None if arguments.no_thinking else arguments.thinking_budget,
+    "max_new_tokens": 2048 if arguments.max_new_tokens is None else arguments.max_new_tokens,
     "seed": arguments.seed,
   }
-  SamplingParams(
-    temperature=arguments.temperature, top_p=arguments.top_p, top_k=arguments.top_k
-  )  # or says what is wrong
-  ks = tuple(k for k in arguments.ks if k <= arguments.samples)
-  return ExactMatch(_file(location), arguments.samples, ks, arguments.limit, options).run
+  ks = arguments.ks or tuple(k for k in _KS if k <= arguments.samples)
+  evaluator = ExactMatch(
+    _file(location), arguments.samples, ks, arguments.limit, not arguments.no_thinking, options, arguments.slots
+  )
+  evaluator.problems()
+  return evaluator.run
 
 
 def _lm_eval(name: str, arguments: argparse.Namespace) -> Task:
-  try:
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-  except ImportError:
-    raise ValueError("lm_eval tasks need lm-evaluation-harness: pip install 'qwen3_jax[eval]'") from None
-  from qwen3_jax.evaluation.lm_eval_adapter import Qwen3LM
-
-  manager = TaskManager(include_path=arguments.include_path and str(arguments.include_path))
-  if name not in manager.all_tasks:
-    raise ValueError(f"lm_eval has no task {name!r}{_nearest(name, manager.all_tasks)}")
-
-  def run(model: Transformer, tokenizer: Tokenizer) -> Evaluation:
-    adapter = Qwen3LM(
-      model,
-      tokenizer,
-      enable_thinking=not arguments.no_thinking,
-      thinking_budget=arguments.thinking_budget,
-      seed=arguments.seed,
-    )
-    found = simple_evaluate(
-      adapter,
-      tasks=[name],
-      task_manager=manager,
-      limit=arguments.limit or None,
-      apply_chat_template=arguments.chat_template,
-      bootstrap_iters=0,
-      log_samples=False,
-    )
-    assert found is not None
-    metrics: dict[str, float] = {}
-    for task, values in found["results"].items():
-      for key, value in values.items():
-        if isinstance(value, int | float) and "stderr" not in key:
-          label = key.removesuffix(",none")
-          metrics[label if task == name else f"{task} {label}"] = float(value)
-    return Evaluation(metrics, [])
-
-  return run
+  options = {
+    "enable_thinking": not arguments.no_thinking,
+    "thinking_budget": arguments.thinking_budget,
+    "seed": arguments.seed,
+    "slots": arguments.slots,
+    "batch_tokens": arguments.batch_tokens,
+  }
+  evaluator = LmEval(
+    name, arguments.include_path, arguments.limit, arguments.chat_template, arguments.max_new_tokens, options
+  )
+  evaluator.manager()
+  return evaluator.run
 
 
 KINDS: dict[str, Callable[[str, argparse.Namespace], Task]] = {
@@ -107,15 +95,19 @@ KINDS: dict[str, Callable[[str, argparse.Namespace], Task]] = {
 
 
 def make_tasks(names: str, arguments: argparse.Namespace) -> dict[str, Task]:
-  """Raises ValueError for what is no task, before a model is loaded."""
+  """Raises ValueError for what is no task, and for bad files and options, before a model is loaded."""
+  for name, least in _LEAST.items():
+    value = getattr(arguments, name)
+    if value is not None and value < least:
+      raise ValueError(f"--{name}={value}, expected at least {least}")
   tasks: dict[str, Task] = {}
-  for name in names.split(","):
-    kind, colon, location = name.strip().partition(":")
+  for name in map(str.strip, names.split(",")):
+    kind, colon, location = name.partition(":")
     if kind not in KINDS:
       raise ValueError(f"--tasks: {kind!r} is no kind of task{_nearest(kind, KINDS)}; known: {', '.join(KINDS)}")
     if not colon or not location:
       raise ValueError(f"--tasks: {name!r}, expected {kind}:{'TASK' if kind == 'lm_eval' else 'FILE'}")
-    tasks[name.strip()] = KINDS[kind](location, arguments)
+    tasks[name] = KINDS[kind](location, arguments)
   return tasks
 
 
@@ -126,7 +118,7 @@ def _file(location: str) -> Path:
   return path
 
 
-def _nearest(name: str, names: Any) -> str:
+def _nearest(name: str, names: Iterable[str]) -> str:
   near = difflib.get_close_matches(name, list(names), n=1)
   return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -136,44 +128,79 @@ def print_table(results: dict[str, Evaluation], console: Console) -> None:
   table.add_column("value", justify="right")
   for name, evaluation in results.items():
     for i, (metric, value) in enumerate(evaluation.metrics.items()):
-      whole = value == int(value) and abs(value) >= 1
+      whole = abs(value) >= 1 and value.is_integer()
       table.add_row(name if i == 0 else "", metric, f"{value:,.0f}" if whole else f"{value:.4f}")
   console.print(table)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def evaluate(arguments: argparse.Namespace) -> dict[str, Evaluation]:
+  """Runs the tasks; `--json` is written after each, so that what is done is kept."""
+  tasks = make_tasks(arguments.tasks, arguments)
+  if arguments.json is not None:
+    if arguments.json.is_dir():
+      raise ValueError(f"--json={arguments.json} is a folder")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+  model, tokenizer = load(arguments.checkpoint, arguments.tokenizer, arguments.dtype)
+  results: dict[str, Evaluation] = {}
+  for name, task in tasks.items():
+    results[name] = task(model, tokenizer)
+    if arguments.json is not None:
+      write_json(arguments.json, {name: dataclasses.asdict(evaluation) for name, evaluation in results.items()})
+  return results
+
+
+# Numbers of the command line, and their least values.
+_LEAST = {
+  "limit": 0, "samples": 1, "max_new_tokens": 1, "thinking_budget": 0, "slots": 0, "batch_tokens": 1, "window": 0,
+  "stride": 0,
+}  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m qwen3_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
-  parser.add_argument("--tokenizer", type=Path, help="folder or file; the checkpoint's own unless given")
-  parser.add_argument("--tasks", required=True, help="what to evaluate, see above")
-  parser.add_argument("--json", type=Path, help="where results are also written, with a row for each problem")
-  parser.add_argument("--limit", type=int, default=0, help="texts or problems of a task; 0: all")
-  parser.add_argument("--samples", type=int, default=1, help="answers to each problem")
-  whole_numbers = lambda text: tuple(int(k) for k in text.split(","))
-  parser.add_argument("--ks", type=whole_numbers, default=(1, 2, 4, 8, 16, 32, 64), help="of pass@k, up to --samples")
+
+  def add(name: str, type: Callable[[str], Any], help: str, default: Any = None, **rest: Any) -> None:
+    shown = " (default %(default)s)" if default else ""
+    parser.add_argument(f"--{name}", type=type, default=default, help=help + shown, **rest)
+
+  add("checkpoint", Path, "folder of the model", required=True)
+  add("tokenizer", Path, "folder or file; the checkpoint's own unless given")
+  add("tasks", str, "what to evaluate, see above", required=True)
+  add("json", Path, "where results are also written, with a row for each text and problem")
+  add("dtype", str, "of the computation", "bfloat16")
+  add("limit", int, "texts or problems of a task; 0: all", 0)
+  add("seed", int, "of sampling", 0)
+  add("batch_tokens", int, "tokens that are scored at a time", BATCH_TOKENS)
+  add("slots", int, "sequences that are generated at a time; 0: as many as needed, up to 64", 0)
+  add("window", int, "perplexity: tokens that are read at a time; 0: the model's context", 0)
+  add("stride", int, "perplexity: tokens from one window to the next; 0: the window", 0)
+  add("samples", int, "exact_match: answers to each problem", 1)
+  add("ks", whole_numbers, "exact_match: of pass@k, separated by commas; 1, 2, 4, ... up to --samples unless given")
+  add("max_new_tokens", int, "of an answer; 2048, or what the lm_eval task says, unless given")
+  add("thinking_budget", int, "tokens of thinking before the model must answer")
   parser.add_argument("--no_thinking", action="store_true", help="answers without thinking")
-  parser.add_argument("--thinking_budget", type=int, metavar="N", help="tokens of thinking before it must answer")
-  parser.add_argument("--max_new_tokens", type=int, default=2048, help="of an answer (default %(default)s)")
-  parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default %(default)s)")
-  parser.add_argument("--top_p", type=float, default=0.95, help="default %(default)s")
-  parser.add_argument("--top_k", type=int, default=20, help="default %(default)s")
-  parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
-  parser.add_argument("--dtype", default="bfloat16", help="of the computation (default %(default)s)")
-  parser.add_argument("--include_path", type=Path, help="folder of lm_eval tasks of your own")
+  add("temperature", float, "exact_match: 0 is greedy; 0.6 unless given, 0.7 without thinking")
+  add("top_p", float, "exact_match: 0.95 unless given, 0.8 without thinking")
+  add("top_k", int, "exact_match: 20 unless given")
+  add("presence_penalty", float, "exact_match: 0 unless given, 1.5 without thinking")
+  add("include_path", Path, "folder of lm_eval tasks of your own")
   parser.add_argument("--chat_template", action="store_true", help="lm_eval prompts become user turns")
-  arguments = parser.parse_args(argv)
+  return parser
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+  return tuple(int(number) for number in text.split(","))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  arguments = _parser().parse_args(argv)
   try:
-    tasks = make_tasks(arguments.tasks, arguments)
-    model, tokenizer = load(arguments.checkpoint, arguments.tokenizer, arguments.dtype)
-    results = {name: task(model, tokenizer) for name, task in tasks.items()}
+    results = evaluate(arguments)
   except (ValueError, OSError, WeightsError) as error:
-    sys.exit(f"error: {error}")
+    sys.exit("error: " + " ".join(str(error).split()))
   print_table(results, Console(highlight=False))
-  if arguments.json:
-    written = {name: dataclasses.asdict(evaluation) for name, evaluation in results.items()}
-    arguments.json.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,48 +5,56 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_BOXED = "\\boxed{"
-_SAYS = re.compile(r"(?:final answer|answer)(?:\s+is)?\s*[:=]?\s*([^\n]+)", re.IGNORECASE)
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|-?\.\d+")
-_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
-_WRAPPERS = re.compile(r"\\(?:text|mathrm|mathbf|left|right|displaystyle|,|;|!)\s*|[${}]|\\[()\[\]]")
+_BOXED = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # with what is escaped, so that \{ is none
+_SAYS = re.compile(r"\banswer\b[*_]*\s*(?:is\b\s*[:=]?|[:=])[*_\s]*", re.IGNORECASE)
+_SAID = re.compile(r"(?<!\b[A-Z][a-z])[.!]\s|,?\s(?:because|since)\b")  # ends what the answer is; not Dr. and the like
+_NUMBER = re.compile(r"(?:(?<!\d)-)?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
+_MIXED = re.compile(r"(\d+)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_FRACTION = re.compile(r"\\[dt]?frac(?:\{(-?\d+)\}\{(\d+)\}|(\d)(\d))")
+_WRAPPERS = re.compile(
+  r"\\(?:text|mathrm|mathbf|left|right|displaystyle)(?![a-zA-Z])|\\[,;!()\[\]]|\^\{?\\circ\}?|°|\\?\$|[{}]|\*\*"
+)
+_GROUPS = re.compile(r"(?<=\d) (?=\d{3}\b)")  # 1 000
 
 
 def extract_answer(response: str) -> str:
-  r"""The last \boxed{...}, else what follows the last "answer is" or "answer:", else the last number, else ""."""
-  start = response.rfind(_BOXED)
-  if start >= 0:
-    depth, begin = 1, start + len(_BOXED)
-    for i in range(begin, len(response)):
-      depth += {"{": 1, "}": -1}.get(response[i], 0)
+  r"""The last \boxed{...}, else what the last "answer is" or "answer:" says, else the last number, else ""."""
+  for start in reversed([match.end() for match in _BOXED.finditer(response)]):
+    depth = 1
+    for brace in _BRACE.finditer(response, start):
+      depth += {"{": 1, "}": -1}.get(brace.group(), 0)
       if depth == 0:
-        return response[begin:i].strip()
-  said = _SAYS.findall(response)
-  if said:
-    return said[-1].strip().rstrip(".").strip()
+        return response[start : brace.start()].strip()
+  said = [response[match.end() :] for match in _SAYS.finditer(response)]
+  if said and said[-1]:
+    return _SAID.split(said[-1].splitlines()[0])[0].strip("*_ \t").rstrip(".!").rstrip("*_ ")
   numbers = _NUMBER.findall(response)
   return numbers[-1] if numbers else ""
 
 
 def normalise(answer: str) -> str:
-  """Without markup, units of space, case and a last full stop; numbers in one spelling."""
-  text = _FRACTION.sub(r"\1/\2", answer)
-  text = _WRAPPERS.sub("", text)
-  text = " ".join(text.split()).rstrip(".").strip().lower()
+  """Without markup, space that means nothing, case and a last full stop; numbers, also percentages, in one spelling."""
+  text = answer.replace("\N{MINUS SIGN}", "-").replace("\\%", "%")
+  text = _MIXED.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", text)
+  text = _FRACTION.sub(lambda m: f"{m[1] or m[3]}/{m[2] or m[4]}", text)
+  text = " ".join(_WRAPPERS.sub("", text).split()).rstrip(".").lower()
+  text = re.sub(r" ?([^\w\s]) ?", r"\1", _GROUPS.sub("", text)).strip()
+  text = re.sub(r"^\((\w)\)$", r"\1", text)  # a choice
   number = _as_number(text)
   return text if number is None else str(number)
 
 
 def same_answer(answer: str, expected: str) -> bool:
-  """Equal after `normalise`; 0.5, 1/2 and \\frac{1}{2} are equal."""
-  return normalise(answer) == normalise(expected)
+  r"""Equal after `normalise`, and not empty; 0.5, 1/2 and \frac{1}{2} are equal."""
+  return bool(normalise(answer)) and normalise(answer) == normalise(expected)
 
 
 def _as_number(text: str) -> Fraction | None:
-  compact = text.replace(" ", "").removesuffix("%")
-  if not _NUMBER.fullmatch(compact):
+  number = text.removesuffix("%")
+  if not _NUMBER.fullmatch(number):
     return None
   try:
-    return Fraction(compact.replace(",", ""))
+    return Fraction(number.replace(",", ""))
   except (ValueError, ZeroDivisionError):
     return None

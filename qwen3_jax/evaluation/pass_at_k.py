@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 
 
 def pass_at_k(answers: int, right: int, k: int) -> float:
@@ -13,3 +15,8 @@ def pass_at_k(answers: int, right: int, k: int) -> float:
   if not 1 <= k <= answers or not 0 <= right <= answers:
     raise ValueError(f"pass_at_k: {right} of {answers} answers right and k={k}, expected k and right within them")
   return 1.0 - math.prod(1.0 - k / i for i in range(answers - right + 1, answers + 1))
+
+
+def mean_pass_at_k(answers: int, right: Sequence[int], k: int) -> float:
+  """Over problems, each with `answers` answers of which `right[i]` are right."""
+  return statistics.fmean(pass_at_k(answers, count, k) for count in right)

@@ -2,88 +2,130 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from kernels.linear_cross_entropy.head import gathered
+from kernels.linear_cross_entropy.tokens import TokenStatistics, token_statistics
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters, Transformer, from_parameters, parameters
 from qwen3_jax.rollout.decoding_mesh import mesh_of
+from qwen3_jax.rollout.generate import context_length
+from qwen3_jax.sharding import BATCH_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
+BATCH_TOKENS = 4096  # of a batch, unless one sequence has more
 _SHORTEST = 32  # of the buckets of lengths
-_BATCH_TOKENS = 4096  # of a batch
-_LOGIT_ROWS = 512  # whose logits are there at a time
 
 
 class Scored(NamedTuple):
   """Of the tokens asked for, [tokens]."""
 
-  log_probabilities: np.ndarray  # float32
-  greedy: np.ndarray  # bool: whether the model would have chosen the token
+  log_probabilities: np.ndarray  # float32, in nats
+  greedy: np.ndarray  # bool: whether no token has a larger logit
 
 
-def score(model: Transformer, sequences: Sequence[Sequence[int]], asked: Sequence[int]) -> list[Scored]:
+def score(
+  model: Transformer, sequences: Sequence[Sequence[int]], asked: Sequence[int], batch_tokens: int = BATCH_TOKENS
+) -> list[Scored]:
   """Scores the last `asked[i]` tokens of each sequence, given what precedes them in it; at most all but its first.
 
-  Sequences of similar length share a batch, padded to a power of two: few programs are compiled.
-  Raises ValueError for a sequence that is too short for what is asked.
+  Sequences of similar length share a batch of about `batch_tokens` tokens, padded to a power of two or the context:
+  few programs are compiled. Raises ValueError for a sequence that is too short for what is asked.
   """
-  for i, (sequence, count) in enumerate(zip(sequences, asked)):
+  for i, (sequence, count) in enumerate(zip(sequences, asked, strict=True)):
     if not 0 <= count < max(len(sequence), 1):
       raise ValueError(f"sequence {i} has {len(sequence)} tokens; {count} of them cannot be scored")
   params = parameters(model)
   mesh = mesh_of(params)
-  found: list[Scored | None] = [None] * len(sequences)
-  for rows, tokens in _batches(sequences):
-    arguments = (model.config, params, jnp.asarray(tokens))
-    if mesh is None:
-      log_probabilities, greedy = jax.device_get(_score(*arguments))
-    else:
-      with jax.set_mesh(mesh):
-        log_probabilities, greedy = jax.device_get(_score(*arguments))
-    for row, i in enumerate(rows):
-      part = slice(len(sequences[i]) - 1 - asked[i], len(sequences[i]) - 1)
-      found[i] = Scored(log_probabilities[row, part], greedy[row, part])
-  return [scored for scored in found if scored is not None]
+  found = [Scored(np.zeros(0, np.float32), np.zeros(0, bool))] * len(sequences)
+  wanted = [i for i, count in enumerate(asked) if count]
+  with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    # The next batch is on its way to the devices while one is read back.
+    before: tuple[list[int], tuple[jax.Array, jax.Array]] | None = None
+    for rows, tokens, targets in _batches(sequences, wanted, batch_tokens, context_length(model.config), mesh):
+      dispatched = rows, _score(model.config, params, tokens, targets)
+      _collect(found, sequences, asked, before)
+      before = dispatched
+    _collect(found, sequences, asked, before)
+  return found
 
 
-def _batches(sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-  """Numbers of sequences, and their tokens int32 [B, T]."""
+def _collect(
+  found: list[Scored],
+  sequences: Sequence[Sequence[int]],
+  asked: Sequence[int],
+  batch: tuple[list[int], tuple[jax.Array, jax.Array]] | None,
+) -> None:
+  if batch is None:
+    return
+  log_probabilities, greedy = jax.device_get(batch[1])
+  for row, i in enumerate(batch[0]):
+    end = len(sequences[i]) - 1
+    part = slice(end - asked[i], end)
+    found[i] = Scored(log_probabilities[row, part], greedy[row, part])
+
+
+def _batches(
+  sequences: Sequence[Sequence[int]], wanted: Sequence[int], batch_tokens: int, context: int, mesh: Mesh | None
+) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+  """Numbers of sequences; their tokens but the last, and but the first: int32 [B, T], which the mesh divides."""
+  shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  length = 1 if mesh is None or mesh.shape["context"] == 1 else 2 * mesh.shape["context"]
   by_length: dict[int, list[int]] = {}
-  for i, sequence in enumerate(sequences):
+  for i in wanted:
+    needed = len(sequences[i]) - 1
     T = _SHORTEST
-    while T < len(sequence):
+    while T < needed:
       T *= 2
-    by_length.setdefault(T, []).append(i)
+    T = context if needed <= context < T else T
+    by_length.setdefault(_multiple(T, length), []).append(i)
   for T, members in sorted(by_length.items()):
-    B = max(1, _BATCH_TOKENS // T)
+    B = _multiple(max(1, batch_tokens // T), shards)
     for start in range(0, len(members), B):
       rows = members[start : start + B]
-      tokens = np.zeros((B, T), np.int32)
+      tokens, targets = np.zeros((2, B, T), np.int32)
       for row, i in enumerate(rows):
-        tokens[row, : len(sequences[i])] = sequences[i]
-      yield rows, tokens
+        tokens[row, : len(sequences[i]) - 1] = sequences[i][:-1]
+        targets[row, : len(sequences[i]) - 1] = sequences[i][1:]
+      yield rows, tokens, targets
+
+
+def _multiple(n: int, of: int) -> int:
+  """The first multiple from n on."""
+  return -(-n // of) * of
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(config: ModelConfig, params: Parameters, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """tokens [B, T] -> float32 and bool [B, T - 1], of tokens after the first. What follows a token changes nothing."""
-  model = from_parameters(config, params)
-  B, T = tokens.shape
-  hidden = model.hidden(tokens).final[:, :-1].reshape(B * (T - 1), -1)
-  targets = tokens[:, 1:].reshape(-1)
-  padding = -hidden.shape[0] % _LOGIT_ROWS
-  pieces = lambda x: jnp.pad(x, ((0, padding), *((0, 0) for _ in x.shape[1:]))).reshape(-1, _LOGIT_ROWS, *x.shape[1:])
+def _score(
+  config: ModelConfig, params: Parameters, tokens: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probabilities of targets [B, T], float32, and whether each is the model's choice. Padding changes nothing."""
+  hidden = from_parameters(config, params).hidden(tokens)
+  found = _statistics(hidden.final, hidden.head.astype(hidden.final.dtype), targets)
+  return found.target - found.log_z, found.target >= found.peak
 
-  def of_rows(xs):
-    logits = model.logits(xs[0])
-    chosen = jnp.take_along_axis(logits, xs[1][:, None], axis=1)[:, 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == xs[1]
 
-  scored = jax.lax.map(of_rows, (pieces(hidden), pieces(targets)))
-  log_probabilities, greedy = (x.reshape(-1)[: B * (T - 1)].reshape(B, T - 1) for x in scored)
-  return log_probabilities, greedy
+def _statistics(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> TokenStatistics:
+  """Of hidden [B, T, D] with the head [D, V], on each device's own tokens; logits are there a chunk at a time.
+
+  As `kernels.linear_cross_entropy.api.token_log_probabilities`, which does not tell the largest logit.
+  """
+  mesh = batch_mesh(*targets.shape)
+  if mesh is None:
+    return token_statistics(hidden, head, targets, 1.0, None)
+  spec = array_spec(("embed", "vocab"), head.shape, mesh)
+  embed, vocabulary = spec
+  vocabulary_axis = vocabulary if mesh.shape["tensor"] > 1 else None
+
+  def local(hidden, head, targets):
+    return token_statistics(hidden, gathered(head, entry_axes(embed)), targets, 1.0, vocabulary_axis)
+
+  mapped = jax.shard_map(local, mesh=mesh, in_specs=(TOKENS, spec, TOKENS), out_specs=TOKENS, check_vma=False)
+  return mapped(hidden, head, targets)
