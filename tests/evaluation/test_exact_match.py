@@ -94,7 +94,7 @@ def test_exact_match_asks_the_model(model, tokenizer, file):
   assert found.metrics["problems"] == 2 and found.metrics["tokens"] > 1
   one_slot = ExactMatch(file, samples=2, enable_thinking=False, options=options, slots=1).run(model, tokenizer)
   assert one_slot == found
-  assert ExactMatch(file, limit=1, options=options).run(model, tokenizer).metrics["problems"] == 1
+  assert len(ExactMatch(file, limit=1).problems()) == 1
 
 
 def test_metrics_of_answers(model, tokenizer, file):

@@ -58,14 +58,17 @@ def test_a_text_file_is_one_text(model, tokenizer, tmp_path):
 
 
 def slow_rolling(reference, document, start, window, stride):
-  """Token by token: what of the document the model sees before each."""
-  total, seen_from, end = 0.0, 0, min(window, len(document))
-  ids = [start, *document]
+  """Token by token: in which window the model sees each."""
+  ids, end = [start, *document], min(window, len(document))
+  seen = {}  # (begin, end) of a window -> log-probabilities in it
+  total = 0.0
   for place in range(1, len(ids)):
     if place > end:
       end = min(end + stride, len(document))
-      seen_from = end - window
-    total += reference(ids[seen_from : place + 1])[0][-1]
+    begin = max(end - window, 0)
+    if (begin, end) not in seen:
+      seen[begin, end] = reference(ids[begin : end + 1])[0]
+    total += seen[begin, end][place - begin - 1]
   return total
 
 
