@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from qwen3_jax.models.cached import Place, cached_hidden
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
-from qwen3_jax.rollout.sampling import Adjustments, Controls, Needs, draw, log_distribution
+from qwen3_jax.rollout.sampling import Adjustments, Controls, Needs, draw_with, gumbel_noise, log_distribution
 from qwen3_jax.rollout.thinking_budget import AFTER, INSIDE, NO_BUDGET, Thinking, ThinkingTokens
 from qwen3_jax.sharding import constrain
 
+_NOISE_AHEAD = 1 << 22  # numbers, at most, that are drawn before the steps instead of in each: fewer small operations
 RUNNING, STOP, LENGTH, CONTEXT, NOT_FINITE = range(5)  # how a row ended
 
 
@@ -86,10 +87,13 @@ def decode(
   needs = Needs.of(rows.controls)
   numbers = rows.drawn + jnp.arange(most_steps)[:, None]  # of a row's tokens, as long as it runs
   keys = jax.vmap(jax.vmap(jax.random.fold_in))(jnp.broadcast_to(rows.key, (most_steps, R, 2)), numbers)
+  V = config.vocab_size
+  ahead = gumbel_noise(keys, V, needs.noise) if most_steps * R * V <= _NOISE_AHEAD else None
 
   def step(i, carry):
     cache, rows, produced = carry
-    cache, rows, new = decode_step(config, ids, params, cache, rows, page_table, needs, keys[i])
+    noise = gumbel_noise(keys[i], V, needs.noise) if ahead is None else ahead[i]
+    cache, rows, new = decode_step(config, ids, params, cache, rows, page_table, needs, noise)
     return cache, rows, Produced(*(old.at[i].set(x) for old, x in zip(produced, new)))
 
   cache, rows, produced = jax.lax.fori_loop(0, steps, step, (cache, rows, produced))
@@ -104,9 +108,9 @@ def decode_step(
   rows: Rows,
   page_table: jax.Array | None,
   needs: Needs,
-  keys: jax.Array,
+  noise: jax.Array,
 ) -> tuple[Any, Rows, Produced]:
-  """One token for every running row, by keys uint32 [R, 2]; what is produced has arrays [R]."""
+  """One token for every running row, by Gumbel noise [R, V]; what is produced has arrays [R]."""
   place = Place(None, rows.length, rows.running.astype(jnp.int32), page_table)
   model, hidden, cache = cached_hidden(config, params, rows.token[:, None], place, cache)
   logits = constrain(model.logits(hidden[:, 0]), "batch", "vocab")
@@ -114,7 +118,7 @@ def decode_step(
   finite = jnp.isfinite(log_normaliser)
   safe = jnp.where(finite[:, None], logits, 0.0)
   distribution = log_distribution(safe, rows.controls, rows.adjustments, needs)
-  drawn = draw(distribution, keys, needs.noise)
+  drawn = draw_with(distribution, noise)
   tokens, place_in_sentence = rows.thinking.insert(ids, drawn)
   inserted = place_in_sentence >= 0
   of_token = lambda x: jnp.take_along_axis(x, tokens[:, None], axis=1)[:, 0]

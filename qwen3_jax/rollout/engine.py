@@ -38,7 +38,7 @@ _REASONS: dict[int, FinishReason] = {
   programs.CONTEXT: "context",
   programs.NOT_FINITE: "not_finite",
 }
-_SHORTEST = 32  # of the buckets that prompts are prefilled in
+_SHORTEST = 16  # of the buckets that prompts are prefilled in
 _SHORTEST_CACHE = 64  # of the buckets that a dense cache grows through
 
 
@@ -269,6 +269,10 @@ class Engine:
     doubled = [_SHORTEST_CACHE << i for i in range(longest.bit_length())]
     return [n for length in doubled for n in (length, length * 3 // 2) if n < longest] + [longest]
 
+  def _row_counts(self) -> list[int]:
+    """Prompts that are prefilled at a time: one a shard, or all that settings allow."""
+    return sorted({self._shards, self._prefill_rows})
+
   def _prefill_lengths(self) -> list[int]:
     """Tokens of a prompt that are prefilled at a time."""
     longest = min(self.settings.prefill_length, self.settings.max_length)
@@ -290,7 +294,8 @@ class Engine:
       if not self.paged:
         self._resize_to(length)
       for T in self._prefill_lengths():
-        self._run_prefill(np.zeros((A, T), np.int32), *(np.zeros(A, np.int32) for _ in range(3)))
+        for n in self._row_counts():
+          self._run_prefill(np.zeros((n, T), np.int32), *(np.zeros(n, np.int32) for _ in range(3)))
       self._run_decode(1)
       if self._pages is None:
         nothing = np.zeros((self._shards, A), np.int32)
@@ -388,10 +393,12 @@ class Engine:
     return self._slot(sequence) // self._slots_of_shard
 
   def _prefill(self, sequences: list[_Sequence]) -> None:
-    A, D = self._prefill_rows, self._shards
+    D = self._shards
     left = lambda s: len(s.tokens) - 1 - s.cached
     todo = [[s for s in sequences if self._shard(s) == shard and left(s) > 0] for shard in range(D)]
     while any(todo):
+      most_rows = D * max(map(len, todo))
+      A = next((n for n in self._row_counts() if n >= most_rows), self._prefill_rows)
       rows: list[_Sequence | None] = []
       for of_shard in todo:
         of_shard.sort(key=left)  # alike lengths together

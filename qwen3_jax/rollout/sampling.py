@@ -161,10 +161,19 @@ def draw(log_probabilities: jax.Array, keys: jax.Array, needs_noise: jax.Array |
 
   `needs_noise`: bool [], False where every row has one token.
   """
-  V = log_probabilities.shape[1]
-  noise = jax.vmap(lambda key: _gumbel(key, V))
-  scores = jax.lax.cond(needs_noise, lambda x: x + noise(keys), lambda x: x, log_probabilities)
-  return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  return draw_with(log_probabilities, gumbel_noise(keys, log_probabilities.shape[1], needs_noise))
+
+
+def draw_with(log_probabilities: jax.Array, noise: jax.Array) -> jax.Array:
+  """A token int32 [R] of each row's distribution, by Gumbel noise [R, V]."""
+  return jnp.argmax(log_probabilities + noise, axis=-1).astype(jnp.int32)
+
+
+def gumbel_noise(keys: jax.Array, V: int, needed: jax.Array | bool = True) -> jax.Array:
+  """float32 [..., V] by keys uint32 [..., 2]; zeros unless `needed`."""
+  shape = (*keys.shape[:-1], V)
+  noise = lambda keys: jax.vmap(lambda key: _gumbel(key, V))(keys.reshape(-1, 2)).reshape(shape)
+  return jax.lax.cond(needed, noise, lambda keys: jnp.zeros(shape), keys)
 
 
 def _gumbel(key: jax.Array, V: int) -> jax.Array:
