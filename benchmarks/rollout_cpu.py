@@ -56,7 +56,7 @@ SLOTS = 64  # of the second part
 
 def engine(slots: int, max_length: int, devices: int) -> Engine:
   mesh = make_mesh({"data": devices}, jax.devices()[:devices]) if devices > 1 else None
-  settings = EngineSettings(slots=slots, max_length=max_length, steps=4, adjustments=False, prefill_rows=8)
+  settings = EngineSettings(slots=slots, max_length=max_length, steps=16, adjustments=False, prefill_rows=8)
   made = Engine(MODEL, settings, mesh=mesh)
   made.update(initialize(MODEL, 0))
   made.warm_up()

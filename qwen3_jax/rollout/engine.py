@@ -222,10 +222,13 @@ class Engine:
   # What a step does
 
   def _steps(self) -> int:
-    """Decoding steps until the host looks again: while requests wait, until a slot may be free."""
-    running = [s for s in self._slots if s is not None and not s.held]
-    left = [self._left(s) for s in running] or [1]
-    return min(self.settings.steps, *left) if self._waiting else min(self.settings.most_steps, max(left))
+    """Decoding steps until the host looks again: while requests wait, until some slots may be free.
+
+    A sixteenth of them, since to look, and to prefill, takes as long as a step or two.
+    """
+    left = sorted(self._left(s) for s in self._slots if s is not None and not s.held) or [1]
+    some = left[len(left) // 16]
+    return min(self.settings.steps, some) if self._waiting else min(self.settings.most_steps, left[-1])
 
   def _left(self, sequence: _Sequence) -> int:
     """Tokens that a running request may still get, at most."""
@@ -270,8 +273,11 @@ class Engine:
     return [n for length in doubled for n in (length, length * 3 // 2) if n < longest] + [longest]
 
   def _row_counts(self) -> list[int]:
-    """Prompts that are prefilled at a time: one a shard, or all that settings allow."""
-    return sorted({self._shards, self._prefill_rows})
+    """Prompts that are prefilled at a time: one a shard, two, ..., up to what settings allow."""
+    counts = [self._shards]
+    while counts[-1] < self._prefill_rows:
+      counts.append(min(2 * counts[-1], self._prefill_rows))
+    return counts
 
   def _prefill_lengths(self) -> list[int]:
     """Tokens of a prompt that are prefilled at a time."""
