@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.monitoring
 import numpy as np
-from train_cpu import COMPILE_EVENT, print_table, row
+from train_cpu import Compilations, print_table, row
 
 from qwen3_jax.allocator import keep_freed_memory
 from qwen3_jax.models.config import ModelConfig
@@ -144,20 +143,14 @@ def measure(runs: dict[str, Callable[[], int]], repeats: int) -> tuple[dict[str,
   """Median tokens/s of each after a first run, taken in turn; programs compiled after the first runs."""
   for run in runs.values():
     run()
-  compilations = 0
-
-  def listen(event: str, duration_secs: float, **_: Any) -> None:
-    nonlocal compilations
-    compilations += event == COMPILE_EVENT
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
+  compilations = Compilations()
   speeds: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(repeats):
     for name, run in runs.items():
       start = time.perf_counter()
       tokens = run()
       speeds[name].append(tokens / (time.perf_counter() - start))
-  return {name: statistics.median(values) for name, values in speeds.items()}, compilations
+  return {name: statistics.median(values) for name, values in speeds.items()}, compilations.count
 
 
 def main() -> None:

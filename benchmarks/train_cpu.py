@@ -210,6 +210,17 @@ def measure(shape: Shape, repeats: int, threads: int, maxtext_python: Path | Non
     return time_in_turn(shape, {name: run for name, run in runs.items() if run is not None}, repeats)
 
 
+class Compilations:
+  """Counts the programs compiled since it was made."""
+
+  def __init__(self) -> None:
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+    self.count += event == COMPILE_EVENT
+
+
 def time_in_turn(shape: Shape, runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
   losses = {name: run() for name, run in runs.items() if name != "peak"}
   print(f"{shape.model.name}: first losses", ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
@@ -219,19 +230,13 @@ def time_in_turn(shape: Shape, runs: dict[str, Callable[[], float]], repeats: in
   for run in runs.values():
     for _ in range(WARM_UP):
       run()
-  compilations = 0
-
-  def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    nonlocal compilations
-    compilations += event == COMPILE_EVENT
-
-  jax.monitoring.register_event_duration_secs_listener(count)
+  compilations = Compilations()
   times: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(repeats):
     for name, run in runs.items():
       times[name].append(seconds(run))
       time.sleep(0.02)  # OpenMP's threads spin for a moment after their work
-  return {name: statistics.median(samples) for name, samples in times.items()} | {"compilations": compilations}
+  return {name: statistics.median(samples) for name, samples in times.items()} | {"compilations": compilations.count}
 
 
 def row(name: str, unit: str, ours: float, peer: float | None, peer_name: str, bar: float | None) -> dict[str, Any]:

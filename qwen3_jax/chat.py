@@ -26,14 +26,12 @@ from qwen3_jax.rollout.completion import Completion
 from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.generate import context_length, end_ids, make_engine
 from qwen3_jax.rollout.request import Request
-from qwen3_jax.rollout.sampling import SamplingParams
+from qwen3_jax.rollout.sampling import NOT_THINKING, THINKING
 from qwen3_jax.rollout.stream import stream
 from qwen3_jax.rollout.tool_calls import ToolCallError, parse_tool_calls
 from qwen3_jax.rollout.tools_file import Tool, load_tools
 from qwen3_jax.safetensors_io import WeightsError
 
-_THINKING = SamplingParams(temperature=0.6, top_p=0.95, top_k=20)  # report, section 4.6
-_PLAIN = SamplingParams(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5)
 _MOST_TOOL_ROUNDS = 8  # answers that call tools before one must not
 
 
@@ -81,7 +79,7 @@ class Chat:
     request = Request(
       prompt,
       self.max_new_tokens,
-      dataclasses.replace(_THINKING if thinks else _PLAIN, **self.sampling),
+      dataclasses.replace(THINKING if thinks else NOT_THINKING, **self.sampling),
       stop_ids=end_ids(self.tokenizer),
       seed=self.seed,
       thinking_budget=self.thinking_budget if thinks else None,
@@ -174,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty")
   try:
     sampling = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    dataclasses.replace(_THINKING, **sampling)  # says what is wrong before the model is loaded
+    dataclasses.replace(THINKING, **sampling)  # says what is wrong before the model is loaded
     tools = load_tools(arguments.tools) if arguments.tools else ()
     model, tokenizer = load(arguments.checkpoint, arguments.tokenizer, arguments.dtype)
     chat = Chat(

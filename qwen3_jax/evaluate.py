@@ -32,16 +32,14 @@ from qwen3_jax.evaluation.lm_eval_task import LmEval
 from qwen3_jax.evaluation.perplexity import Perplexity
 from qwen3_jax.evaluation.scoring import BATCH_TOKENS
 from qwen3_jax.models.transformer import Transformer
-from qwen3_jax.rollout.sampling import SamplingParams
+from qwen3_jax.rollout.sampling import NOT_THINKING, THINKING
 from qwen3_jax.safetensors_io import WeightsError
 from qwen3_jax.workdir import write_json
 
 Task = Callable[[Transformer, Tokenizer], Evaluation]
 
 _KS = (1, 2, 4, 8, 16, 32, 64)
-# Report, section 4.6.
-_THINKING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "presence_penalty": 0.0}
-_PLAIN: dict[str, Any] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "presence_penalty": 1.5}
+_SAMPLING = ("temperature", "top_p", "top_k", "presence_penalty")
 
 
 def _perplexity(location: str, arguments: argparse.Namespace) -> Task:
@@ -53,13 +51,10 @@ def _perplexity(location: str, arguments: argparse.Namespace) -> Task:
 
 
 def _exact_match(location: str, arguments: argparse.Namespace) -> Task:
-  sampling = {
-    name: value if getattr(arguments, name) is None else getattr(arguments, name)
-    for name, value in (_PLAIN if arguments.no_thinking else _THINKING).items()
-  }
-  SamplingParams(**sampling)  # or says what is wrong
+  given = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
+  sampling = dataclasses.replace(NOT_THINKING if arguments.no_thinking else THINKING, **given)  # or says what is wrong
   options = {
-    **sampling,
+    **{name: getattr(sampling, name) for name in _SAMPLING},
     "thinking_budget": None if arguments.no_thinking else arguments.thinking_budget,
     "max_new_tokens": 2048 if arguments.max_new_tokens is None else arguments.max_new_tokens,
     "seed": arguments.seed,

@@ -163,10 +163,15 @@ def current_mesh():
   return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def batch_shards(mesh: Mesh | AbstractMesh | None) -> int:
+  """In how many parts a mesh splits a batch, or the slots of a rollout; 1 without one."""
+  return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def batch_mesh(B: int, T: int):
   """`current_mesh()` if it splits a batch [B, T] evenly, so that devices can work on their own tokens; else None."""
   mesh = current_mesh()
-  if mesh is None or B % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+  if mesh is None or B % batch_shards(mesh):
     return None
   context = mesh.shape["context"]
   return mesh if context == 1 or T % (2 * context) == 0 else None

@@ -13,10 +13,10 @@ from qwen3_jax.compilation.report import Report, compile_report
 from qwen3_jax.compilation.topologies import Topology
 from qwen3_jax.config import make_model_config
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.rollout.decode_program import DecodeProgram, page_bytes_of_device, shards_of
+from qwen3_jax.rollout.decode_program import DecodeProgram, page_bytes_of_device
 from qwen3_jax.rollout.decoding_mesh import decoding_shape
 from qwen3_jax.rollout.engine_settings import EngineSettings
-from qwen3_jax.sharding import make_mesh
+from qwen3_jax.sharding import batch_shards, make_mesh
 
 _RESERVED = 0.06  # of HBM, for what a step works with
 CONTEXTS = (1024, 4096, 16_384, 32_768)  # tokens a sequence
@@ -35,7 +35,7 @@ def decode_report(config: ConfigDict, topology: Topology, settings: EngineSettin
   report = {"name": f"{config.name} decoding", "stage": "decode"} | compile_report(
     program, lower(program, mesh), mesh, topology
   )
-  tokens = pages * settings.page_size * shards_of(mesh)
+  tokens = pages * settings.page_size * batch_shards(mesh)
   bounds = [
     _hbm_bound(model, mesh, topology, parameters, page / settings.page_size, tokens, length) for length in CONTEXTS
   ]
@@ -66,7 +66,7 @@ def _hbm_bound(
       D, F = model.hidden_size, model.intermediate_size
       of_experts = 2 * model.num_layers * model.num_experts * 3 * D * F / (mesh.shape["expert"] * mesh.shape["tensor"])
       unused = of_experts * (1 - model.num_experts_per_token / model.num_experts) ** sequences
-    of_shard = -(-sequences // shards_of(mesh))
+    of_shard = -(-sequences // batch_shards(mesh))
     return (parameters - unused + of_shard * context * token_bytes) / bandwidth
 
   sequences = max(1, tokens // context)

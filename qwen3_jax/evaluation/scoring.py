@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters, Transformer, from_parameters, parameters
 from qwen3_jax.rollout.decoding_mesh import mesh_of
 from qwen3_jax.rollout.generate import context_length
-from qwen3_jax.sharding import BATCH_AXES, TOKENS, array_spec, batch_mesh, entry_axes
+from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh, batch_shards, entry_axes
 
 BATCH_TOKENS = 4096  # of a batch, unless one sequence has more
 _SHORTEST = 32  # of the buckets of lengths
@@ -76,7 +75,7 @@ def _batches(
   sequences: Sequence[Sequence[int]], wanted: Sequence[int], batch_tokens: int, context: int, mesh: Mesh | None
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
   """Numbers of sequences; their tokens but the last, and but the first: int32 [B, T], which the mesh divides."""
-  shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  shards = batch_shards(mesh)
   length = 1 if mesh is None or mesh.shape["context"] == 1 else 2 * mesh.shape["context"]
   by_length: dict[int, list[int]] = {}
   for i in wanted:

@@ -9,7 +9,7 @@ from typing import Any
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.rollout.engine_settings import EngineSettings
-from qwen3_jax.rollout.generate import fitting_settings
+from qwen3_jax.rollout.generate import fitting_settings, longest_sequence
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 
 
@@ -19,7 +19,6 @@ def settings_with_slots(
   """Settings that fit prompts of token ids and `complete`'s options; None, which fits them too, for 0 slots."""
   if not slots:
     return None
-  longest = max(map(len, prompts), default=0) + options["max_new_tokens"]
-  if options.get("thinking_budget") is not None:
-    longest += options["thinking_budget"] + len(ThinkingTokens.of(tokenizer).sentence)
+  ids = ThinkingTokens.of(tokenizer)
+  longest = longest_sequence(prompts, ids, options["max_new_tokens"], options.get("thinking_budget"))
   return dataclasses.replace(fitting_settings(config, slots, longest, adjustments=True), slots=slots)

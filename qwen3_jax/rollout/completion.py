@@ -7,7 +7,7 @@ from typing import Literal
 
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.rollout.request import FinishReason, Result
-from qwen3_jax.rollout.thinking_budget import AFTER, BEFORE, INSIDE, ThinkingTokens
+from qwen3_jax.rollout.thinking_budget import AFTER, INSIDE, ThinkingTokens
 
 ThinkingEnd = Literal["none", "closed", "budget", "unclosed"]
 
@@ -37,12 +37,11 @@ def completion(
   thinking: list[int] = []
   response: list[int] = []
   for token, sampled in zip(result.tokens, result.sampled):
-    if phase == BEFORE and token == ids.start:
-      phase, opened = INSIDE, True
-    elif phase != AFTER and token == ids.end:
-      phase = AFTER
-      if not opened:  # a template that opened the thinking out of sight
-        thinking, response, opened = response, [], True
+    before, phase = phase, ids.following(phase, token)
+    if before != phase:
+      if not opened and phase == AFTER:  # a template that opened the thinking out of sight
+        thinking, response = response, []
+      opened = True
     elif phase == INSIDE:
       thinking.append(token)
     elif sampled:  # the sentence's end, after </think>, is no part of the response

@@ -17,7 +17,7 @@ from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.programs import Programs
 from qwen3_jax.rollout.rows import idle_row
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
-from qwen3_jax.sharding import BATCH_AXES, decoding, parameter_shardings
+from qwen3_jax.sharding import batch_shards, decoding, parameter_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DecodeProgram:
     )
     cache = jax.eval_shape(
       lambda: PagedCache.empty(
-        self.model, shards_of(mesh), self.pages, settings.page_size, settings.cache_dtype or self.model.dtype
+        self.model, batch_shards(mesh), self.pages, settings.page_size, settings.cache_dtype or self.model.dtype
       )
     )
     row = idle_row(self.model, settings, ThinkingTokens())
@@ -77,11 +77,6 @@ class DecodeProgram:
 
   def _programs(self, mesh: Mesh) -> Programs:
     return Programs(self.model, ThinkingTokens(), self.settings, mesh, stacked=True)
-
-
-def shards_of(mesh: Mesh) -> int:
-  """Of slots."""
-  return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def page_bytes_of_device(model: ModelConfig, settings: EngineSettings, mesh: Mesh) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ from qwen3_jax.rollout.programs import engine_programs
 from qwen3_jax.rollout.request import FinishReason, Request, Result, request_key
 from qwen3_jax.rollout.rows import idle_row, row_of
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
-from qwen3_jax.sharding import BATCH_AXES
+from qwen3_jax.sharding import batch_shards
 
 _REASONS: dict[int, FinishReason] = {
   programs.STOP: "stop",
@@ -84,7 +83,7 @@ class Engine:
     self.mesh = mesh
     self._ids = thinking or ThinkingTokens()
     _check(config, settings, mesh)
-    self._shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    self._shards = batch_shards(mesh)
     up = lambda n: -(-n // self._shards) * self._shards
     self.slots = up(settings.slots)
     self._prefill_rows = up(min(settings.prefill_rows, self.slots))
@@ -198,12 +197,12 @@ class Engine:
   @property
   def busy(self) -> bool:
     """Whether anything waits or runs."""
-    return bool(self._waiting) or any(s is not None and not s.held for s in self._slots)
+    return bool(self._waiting) or self.running
 
   @property
   def running(self) -> bool:
     """Whether anything is being decoded: not what waits for a slot, nor what is held."""
-    return any(s is not None and not s.held for s in self._slots)
+    return bool(self._running())
 
   def step(self) -> list[int]:
     """Admits, prefills and decodes a little -> the requests whose answers ended: to be taken, or extended if held."""
@@ -214,19 +213,20 @@ class Engine:
     self._admit()
     steps = self._steps()
     self._make_room(steps)
-    running = [s for s in self._slots if s is not None and not s.held]
-    if not running:
-      return []
-    return self._collect(running, *self._run_decode(steps))
+    running = self._running()
+    return self._collect(running, *self._run_decode(steps)) if running else []
 
   # What a step does
+
+  def _running(self) -> list[_Sequence]:
+    return [s for s in self._slots if s is not None and not s.held]
 
   def _steps(self) -> int:
     """Decoding steps until the host looks again: while requests wait, until some slots may be free.
 
     A sixteenth of them, since to look, and to prefill, takes as long as a step or two.
     """
-    left = sorted(self._left(s) for s in self._slots if s is not None and not s.held) or [1]
+    left = sorted(map(self._left, self._running())) or [1]
     some = left[len(left) // 16]
     return min(self.settings.steps, some) if self._waiting else min(self.settings.most_steps, left[-1])
 
@@ -462,11 +462,10 @@ class Engine:
 
   def _make_room(self, steps: int) -> None:
     """For what the next steps add; where pages are short, the youngest give theirs up and wait."""
-    running = [s for s in self._slots if s is not None and not s.held]
     if self._pages is None:
       self._resize(steps)
       return
-    for sequence in sorted(running, key=lambda s: s.id):
+    for sequence in sorted(self._running(), key=lambda s: s.id):
       if sequence.slot is not None:
         self._grow(sequence, min(sequence.cached + steps + 1, self.settings.max_length))
 

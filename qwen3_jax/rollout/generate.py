@@ -107,10 +107,8 @@ def complete(
   )
   ids = ThinkingTokens.of(tokenizer)
   prompts = [list(prompt) for prompt in prompts]
-  longest = max(map(len, prompts), default=0) + max_new_tokens
-  if thinking_budget is not None:
-    longest += thinking_budget + len(ids.sentence)
   if settings is None:
+    longest = longest_sequence(prompts, ids, max_new_tokens, thinking_budget)
     settings = fitting_settings(model.config, len(prompts) * num_samples, longest, sampling.adjusts)
   engine = make_engine(model, tokenizer, settings)
   base = secrets.randbits(64) if seed is None else seed
@@ -165,6 +163,14 @@ def context_length(config: ModelConfig) -> int:
   """Tokens that a model can take."""
   extended = int(config.yarn_original_length * config.yarn_factor) if config.yarn_factor > 1 else 0
   return max(config.max_position_embeddings, extended)
+
+
+def longest_sequence(
+  prompts: Sequence[Sequence[int]], ids: ThinkingTokens, max_new_tokens: int, thinking_budget: int | None
+) -> int:
+  """Tokens that the longest prompt and an answer to it can have."""
+  thinking = 0 if thinking_budget is None else thinking_budget + len(ids.sentence)
+  return max(map(len, prompts), default=0) + thinking + max_new_tokens
 
 
 def fitting_settings(config: ModelConfig, requests: int, tokens: int, adjustments: bool) -> EngineSettings:

@@ -49,19 +49,21 @@ class Programs:
     if on_cpu:  # a step's products are small: several at a time
       options = {"xla_cpu_enable_concurrency_optimized_scheduler": True}
     jit = functools.partial(jax.jit, compiler_options=options or None)
+    on_mesh = lambda function, **settings: functools.partial(self._on_mesh, jit(function, **settings))
     cache, rows = self.of_cache, self.of_rows
     self.jitted_decode = jit(
       functools.partial(programs.decode, config, ids, settings.most_steps),
       donate_argnums=(1, 2),
       out_shardings=(cache, rows, self.whole),
     )
-    self._prefill = jit(functools.partial(programs.prefill, config), donate_argnums=3, out_shardings=cache)
-    self._insert = jit(programs.insert, donate_argnums=0, out_shardings=rows)
-    self._row = jit(lambda rows, slot: jax.tree.map(lambda x: x[slot], rows), out_shardings=self.whole)
-    self._stop = jit(_stopped, donate_argnums=0, out_shardings=rows)
-    self._copy = jit(lambda cache, *slots: cache.copied(*slots), donate_argnums=0, out_shardings=cache)
-    self._clear = jit(lambda cache, slot: cache.cleared(slot), donate_argnums=0, out_shardings=cache)
-    self._resize = jit(lambda cache, length: cache.resized(length), static_argnums=1, out_shardings=cache)
+    self.decode = functools.partial(self._on_mesh, self.jitted_decode)
+    self.prefill = on_mesh(functools.partial(programs.prefill, config), donate_argnums=3, out_shardings=cache)
+    self.insert = on_mesh(programs.insert, donate_argnums=0, out_shardings=rows)
+    self.row = on_mesh(lambda rows, slot: jax.tree.map(lambda x: x[slot], rows), out_shardings=self.whole)
+    self.stop = on_mesh(_stopped, donate_argnums=0, out_shardings=rows)
+    self.copy = on_mesh(lambda cache, *slots: cache.copied(*slots), donate_argnums=0, out_shardings=cache)
+    self.clear = on_mesh(lambda cache, slot: cache.cleared(slot), donate_argnums=0, out_shardings=cache)
+    self.resize = on_mesh(lambda cache, length: cache.resized(length), static_argnums=1, out_shardings=cache)
     empty = functools.partial(DenseCache.empty, config)
     self._empty_dense = jit(empty, static_argnums=(0, 1), out_shardings=cache)
     self._cast = jit(functools.partial(decoding_layout, config, stacked=True))
@@ -77,30 +79,6 @@ class Programs:
       return program(*arguments)
     with jax.set_mesh(self._mesh):
       return program(*arguments)
-
-  def decode(self, *arguments):
-    return self._on_mesh(self.jitted_decode, *arguments)
-
-  def prefill(self, *arguments):
-    return self._on_mesh(self._prefill, *arguments)
-
-  def insert(self, *arguments):
-    return self._on_mesh(self._insert, *arguments)
-
-  def row(self, *arguments):
-    return self._on_mesh(self._row, *arguments)
-
-  def stop(self, *arguments):
-    return self._on_mesh(self._stop, *arguments)
-
-  def copy(self, *arguments):
-    return self._on_mesh(self._copy, *arguments)
-
-  def clear(self, *arguments):
-    return self._on_mesh(self._clear, *arguments)
-
-  def resize(self, *arguments):
-    return self._on_mesh(self._resize, *arguments)
 
   def empty_dense(self, slots: int, length: int) -> DenseCache:
     return self._empty_dense(slots, length)

@@ -69,6 +69,11 @@ class SamplingParams:
     )
 
 
+# What the Qwen3 report evaluates with (section 4.6), with thinking and without.
+THINKING = SamplingParams(temperature=0.6, top_p=0.95, top_k=20)
+NOT_THINKING = SamplingParams(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Controls:

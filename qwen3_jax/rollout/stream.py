@@ -9,7 +9,7 @@ from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.rollout.completion import Completion, completion
 from qwen3_jax.rollout.engine import Engine
 from qwen3_jax.rollout.request import Request
-from qwen3_jax.rollout.thinking_budget import AFTER, BEFORE, INSIDE, ThinkingTokens
+from qwen3_jax.rollout.thinking_budget import AFTER, INSIDE, ThinkingTokens
 
 
 class Piece(NamedTuple):
@@ -51,11 +51,9 @@ class _Reader:
     self._begun = False
 
   def push(self, token: int, sampled: bool) -> Iterator[Piece]:
-    phase = self._phase
-    if phase == BEFORE and token == self._ids.start:
-      yield from self._turn(INSIDE)
-    elif phase != AFTER and token == self._ids.end:
-      yield from self._turn(AFTER)
+    phase = self._ids.following(self._phase, token)
+    if phase != self._phase:
+      yield from self._turn(phase)
     elif sampled or phase != AFTER:
       yield from self._emit(self._decoder.push(token))
 

@@ -38,6 +38,12 @@ class ThinkingTokens(NamedTuple):
       names["<think>"], names["</think>"], tuple(tokenizer.encode(STOP_THINKING)), names.get("<|im_start|>", -1)
     )
 
+  def following(self, phase: int, token: int) -> int:
+    """The phase after a token of the answer."""
+    if phase == BEFORE and token == self.start:
+      return INSIDE
+    return AFTER if token == self.end else phase
+
   def phase(self, prompt: list[int]) -> int:
     """Where an answer starts whose prompt may have opened the thinking, or opened and closed it."""
     for token in reversed(prompt if self.sentence else []):
