@@ -180,7 +180,7 @@ def main() -> None:
       "unknown": lambda: count_tokens(mixed.run(answers_of_all_lengths(np.random.default_rng(1), known=False))),
       "static": functools.partial(static_batches, mixed, known),
     },
-    max(1, arguments.repeats // 2),
+    max(3, arguments.repeats // 2),
   )
   name = f"Tunix {tunix.version}" if tunix else "Tunix"
   rows = [

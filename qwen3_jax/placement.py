@@ -31,6 +31,6 @@ def to_devices(local: Batch, rows: Sequence[int], sharding: Sharding, shape: tup
       first = int(np.searchsorted(rows, start))
       return x[first : first + stop - start, index[1]]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback((*shape, *x.shape[2:]), sharding, part)
 
   return jax.tree.map(place, local)

@@ -150,10 +150,10 @@ def router_metrics(router: RouterStatistics) -> Metrics:
 
 def _split(batch: Batch, n: int) -> Batch:
   """[B, T] -> [n, B/n, T]. Micro-batch i takes rows i, i+n, ...: each device keeps its own rows."""
-  B, T = batch.shape
+  B = batch.shape[0]
   if B % n:
     raise ValueError(f"batch of {B} sequences does not split into micro_batches={n}")
-  return jax.tree.map(lambda x: x.reshape(B // n, n, T).swapaxes(0, 1), batch)
+  return jax.tree.map(lambda x: x.reshape(B // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def _to(space, tree):

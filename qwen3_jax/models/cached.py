@@ -61,13 +61,14 @@ def decoding_layout(config: ModelConfig, params: Parameters, stacked: bool) -> P
 
 
 def cached_hidden(
-  config: ModelConfig, params: Parameters, tokens: jax.Array, place: Place, cache: Any
-) -> tuple[Transformer, jax.Array, Any]:
-  """Runs new tokens int32 [B, T] -> (the model without its layers, [B, T, D] after the final norm, the cache).
+  config: ModelConfig, params: Parameters, tokens: jax.Array, place: Place, cache: Any, return_experts: bool = False
+) -> tuple[Transformer, jax.Array, Any, jax.Array | None]:
+  """Runs new tokens int32 [B, T] -> (the model without its layers, [B, T, D] after the final norm, the cache, experts).
 
   Args:
     params: as `decoding_layout` leaves them.
     cache: a `Cache`; its layer is an int where layers are a tuple, else traced.
+    return_experts: whether to return whom tokens went to, int32 [L, B, T, k]; else None.
   """
   with decoding():
     layers = params["layers"]
@@ -84,15 +85,18 @@ def cached_hidden(
       attend = lambda query, key, value: cache.attend(index, place, query, key, value)
       if not isinstance(layers, tuple):
         layer = jax.tree.map(lambda parameter, names: row_major(parameter, *names[1:]), layer, axes)
-      x, _, cache = nnx.merge(graph, layer)(x, rope, segment_ids, attend)
-      return x, cache
+      x, routing, cache = nnx.merge(graph, layer)(x, rope, segment_ids, attend)
+      return (x, cache), routing.experts if return_experts else None
 
     if isinstance(layers, tuple):
       carry = (x, cache)
+      chosen = []
       for index, layer in enumerate(layers):
-        carry = run(carry, layer, index)
+        carry, experts = run(carry, layer, index)
+        chosen.append(experts)
+      experts = jnp.stack(chosen) if return_experts else None
     else:
       indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-      carry, _ = jax.lax.scan(lambda carry, xs: (run(carry, *xs), None), (x, cache), (layers, indices))
+      carry, experts = jax.lax.scan(lambda carry, xs: run(carry, *xs), (x, cache), (layers, indices))
     x, cache = carry
-    return model, model.final_norm(x), cache
+    return model, model.final_norm(x), cache, experts

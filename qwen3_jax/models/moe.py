@@ -35,6 +35,15 @@ class RouterStatistics:
   tokens: jax.Array  # [] number of tokens
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routing:
+  """What a layer's router did."""
+
+  statistics: RouterStatistics
+  experts: jax.Array  # int32 [B, T, k]: whom each token went to
+
+
 def balance_loss(statistics: RouterStatistics, slots: jax.Array, slot_tokens: jax.Array) -> jax.Array:
   """Sum over layers of E * sum_e f_e P_e; a balanced layer contributes 1.
 
@@ -69,11 +78,21 @@ class MixtureOfExperts(nnx.Module):
     self.up = normal_parameter(rngs, config, (L, E, D, F), ("layers", "experts", "expert_embed", "expert_mlp"))
     self.down = normal_parameter(rngs, config, (L, E, F, D), ("layers", "experts", "expert_mlp", "expert_embed"))
 
-  def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, RouterStatistics]:
-    """x [B, T, D] -> ([B, T, D], statistics over tokens whose segment id is not 0)."""
+  def __call__(
+    self, x: jax.Array, segment_ids: jax.Array, replayed: jax.Array | None = None
+  ) -> tuple[jax.Array, Routing]:
+    """x [B, T, D] -> ([B, T, D], routing; its statistics are over tokens whose segment id is not 0).
+
+    `replayed`, int32 [B, T, k], are experts that tokens go to in place of the router's choice, with the router's
+    weights for them; a token with -1 goes where the router says. So an update keeps to the experts of the rollout
+    (routing replay; Zheng et al. 2025, GSPO, section 5.3).
+    """
     logits = linear(x.astype(jnp.float32), self.router[...].astype(jnp.float32), _ROUTER)
     probabilities = jax.nn.softmax(logits, axis=-1)
     weights, experts = jax.lax.top_k(probabilities, self.experts_per_token)  # [B, T, k]
+    if replayed is not None:
+      experts = jnp.where(replayed >= 0, replayed, experts)
+      weights = jnp.take_along_axis(probabilities, experts, axis=-1)
     if self.renormalise:
       weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
 
@@ -90,7 +109,7 @@ class MixtureOfExperts(nnx.Module):
     y = expert_feed_forward(self.config, *arguments)
     if y is None:  # one device, or a batch that the mesh does not split
       y = grouped_dispatch(*arguments)
-    return constrain(y, "batch", "length", "embed"), statistics
+    return constrain(y, "batch", "length", "embed"), Routing(statistics, experts)
 
 
 def dense_dispatch(x, weights, experts, gate, up, down):

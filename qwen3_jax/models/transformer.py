@@ -17,7 +17,7 @@ from qwen3_jax.models.context_parallel import attend, from_balanced, to_balanced
 from qwen3_jax.models.embedding import Embedding, Head
 from qwen3_jax.models.feed_forward import FeedForward
 from qwen3_jax.models.layer_gradients import cast, with_cast_gradients
-from qwen3_jax.models.moe import MixtureOfExperts, RouterStatistics
+from qwen3_jax.models.moe import MixtureOfExperts, RouterStatistics, Routing
 from qwen3_jax.models.parts import RMSNorm
 from qwen3_jax.models.remat import LAYER_INPUT, rematerialized
 from qwen3_jax.models.rope import rotation
@@ -54,14 +54,16 @@ class DecoderLayers(nnx.Module):
     self.feed_forward_norm = RMSNorm(config, norm, ("layers", "embed"))
     self.feed_forward = (MixtureOfExperts if config.is_moe else FeedForward)(config, rngs)
 
-  def __call__(self, x, rope, segment_ids, attend: Attend) -> tuple[jax.Array, RouterStatistics | None, Any]:
-    """x [B, T, D] -> ([B, T, D], router statistics, what `attend` keeps)."""
+  def __call__(
+    self, x, rope, segment_ids, attend: Attend, replayed: jax.Array | None = None
+  ) -> tuple[jax.Array, Routing | None, Any]:
+    """x [B, T, D] -> ([B, T, D], routing, what `attend` keeps); `replayed` as `MixtureOfExperts` takes them."""
     with jax.named_scope("attention"):
       y, kept = self.attention(self.attention_norm(x), rope, attend)
       x = checkpoint_name(constrain(x + y, "batch", "length", "embed"), "attention_residual")
     with jax.named_scope("feed_forward"):
-      y, statistics = self.feed_forward(self.feed_forward_norm(x), segment_ids)
-      return constrain(x + y, "batch", "length", "embed"), statistics, kept
+      y, routing = self.feed_forward(self.feed_forward_norm(x), segment_ids, replayed)
+      return constrain(x + y, "batch", "length", "embed"), routing, kept
 
 
 class Transformer(nnx.Module):
@@ -92,8 +94,13 @@ class Transformer(nnx.Module):
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     return_layers: bool = False,
+    experts: jax.Array | None = None,
   ) -> Hidden:
-    """Runs the layers on tokens int32 [B, T]; see `__call__`. `return_layers` also keeps every layer's input."""
+    """Runs the layers on tokens int32 [B, T]; see `__call__`.
+
+    `return_layers` also keeps every layer's input. `experts`, int32 [B, T, L, k], are those that a rollout recorded, -1
+    where it did not: tokens go to them whatever the routers say now.
+    """
     if tokens.ndim != 2:
       raise ValueError(f"tokens must be [B, T], got shape {tokens.shape}")
     if positions is None:
@@ -101,8 +108,11 @@ class Transformer(nnx.Module):
     if segment_ids is None:
       segment_ids = jnp.ones(tokens.shape, jnp.int32)
     mesh = batch_mesh(*tokens.shape)
+    if experts is not None and not self.config.is_moe:
+      raise ValueError("experts: the model is dense")
     split = mesh is not None and mesh.shape["context"] > 1
     if split:
+      experts = None if experts is None else to_balanced(mesh, experts)
       tokens, positions, segment_ids = (to_balanced(mesh, x) for x in (tokens, positions, segment_ids))
     x = constrain(self.embed(tokens), "batch", "length", "embed")
     head = self.head_kernel
@@ -110,20 +120,24 @@ class Transformer(nnx.Module):
       # Else XLA makes the head's gradient float32, to add the table's, before the backward pass through the layers.
       head, x = late_gradient(head.astype(x.dtype), x)
     rope = rotation(self.config, positions)
-    x, (layers, router) = self._run_layers(x, rope, segment_ids, return_layers)
+    replayed = None if experts is None else jnp.moveaxis(experts, 2, 0)
+    x, (layers, router) = self._run_layers(x, rope, segment_ids, replayed, return_layers)
     if split:
       x = from_balanced(mesh, x)
       layers = None if layers is None else jax.vmap(lambda x: from_balanced(mesh, x))(layers)
     return Hidden(self.final_norm(x), head, layers, router)
 
-  def _run_layers(self, x, rope, segment_ids, return_layers: bool):
-    """x [B, T, D] after the last layer, and each layer's input, if asked for, and statistics."""
+  def _run_layers(self, x, rope, segment_ids, replayed, return_layers: bool):
+    """x [B, T, D] after the last layer, and each layer's input, if asked for, and statistics.
+
+    `replayed` is None or int32 [L, B, T, k].
+    """
     graph, state = nnx.split(self.layers)
     names = _axes(state)
 
-    def scan(parameters: Parameters, carriers: Parameters, x: jax.Array, rope, segment_ids):
-      def layer(x: jax.Array, xs: tuple[Parameters, Parameters, jax.Array]):
-        parameters, carriers, index = xs
+    def scan(parameters: Parameters, carriers: Parameters, x: jax.Array, rope, segment_ids, replayed):
+      def layer(x: jax.Array, xs: tuple[Parameters, Parameters, jax.Array, jax.Array | None]):
+        parameters, carriers, index, replayed = xs
         x = checkpoint_name(x, LAYER_INPUT)
         if not self.config.unroll_layers:
           # Else XLA casts the parameters of all layers ahead of the loop, or changes their layout, and keeps copies.
@@ -131,15 +145,15 @@ class Transformer(nnx.Module):
           parameters = jax.tree.map(of_layer, parameters, names)
         module = nnx.merge(graph, jax.tree.map(cast, parameters, carriers))
         within_segments = lambda query, key, value: (attend(query, key, value, segment_ids), None)
-        y, statistics, _ = module(x, rope, segment_ids, within_segments)
-        return y, (x if return_layers else None, statistics)
+        y, routing, _ = module(x, rope, segment_ids, within_segments, replayed)
+        return y, (x if return_layers else None, routing and routing.statistics)
 
       indices = jnp.arange(self.config.num_layers, dtype=jnp.float32)
       unroll = self.config.num_layers if self.config.unroll_layers else 1
-      return jax.lax.scan(rematerialized(layer, self.config), x, (parameters, carriers, indices), unroll=unroll)
+      return jax.lax.scan(rematerialized(layer, self.config), x, (parameters, carriers, indices, replayed), unroll=unroll)
 
     dtypes = nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("compute_dtype"))
-    return with_cast_gradients(scan, dtypes)(nnx.to_pure_dict(state), x, rope, segment_ids)
+    return with_cast_gradients(scan, dtypes)(nnx.to_pure_dict(state), x, rope, segment_ids, replayed)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Final hidden states [..., D] -> float32 [..., V]."""

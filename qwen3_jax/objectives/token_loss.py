@@ -1,37 +1,61 @@
-"""Cross-entropy of a model's final hidden states, on each device's own tokens."""
+"""What objectives need of a model's final hidden states, on each device's own tokens.
+
+On a mesh the head is gathered once, its gradient is added up on each device and scattered once; over `tensor` the
+vocabulary stays split.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from kernels.linear_cross_entropy.api import linear_cross_entropy
+from kernels.linear_cross_entropy import api
 from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
 
 def token_loss(
   hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
 ) -> tuple[jax.Array, jax.Array]:
-  """`linear_cross_entropy` of hidden [B, T, D] with the head [D, V]: sums over the global batch.
+  """`linear_cross_entropy` of hidden [B, T, D] with the head [D, V]: sums over the global batch."""
 
-  On a mesh the head is gathered once, its gradient is added up on each device and scattered once; over
-  `tensor` the vocabulary stays split.
-  """
+  def local(hidden, head, targets, weights, vocabulary_axis=None, embed_axes=()):
+    return api.linear_cross_entropy(hidden, head, targets, weights, z_loss, vocabulary_axis, embed_axes)
+
+  return _on_own_tokens(local, hidden, head, (targets, weights.astype(jnp.float32)), summed=True)
+
+
+def token_log_probabilities(
+  hidden: jax.Array, head: jax.Array, targets: jax.Array, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probability of each target and entropy of each prediction, float32 [B, T], both differentiable."""
+
+  def local(hidden, head, targets, vocabulary_axis=None, embed_axes=()):
+    return api.token_log_probabilities(hidden, head, targets, temperature, vocabulary_axis, embed_axes)
+
+  return _on_own_tokens(local, hidden, head, (targets,), summed=False)
+
+
+def _on_own_tokens(local: Callable, hidden: jax.Array, head: jax.Array, of_tokens: tuple[jax.Array, ...], summed: bool):
+  """`local(hidden, head, *of_tokens)` of each device's part; results are sums over tokens, or [B, T]."""
   head = head.astype(hidden.dtype)
-  mesh = batch_mesh(*targets.shape)
+  mesh = batch_mesh(*of_tokens[0].shape)
   if mesh is None:
-    return linear_cross_entropy(hidden, head, targets, weights, z_loss)
+    return local(hidden, head, *of_tokens)
   spec = array_spec(("embed", "vocab"), head.shape, mesh)
-
   embed, vocabulary = spec
-  embed_axes = entry_axes(embed)
-  vocabulary_axis = vocabulary if mesh.shape["tensor"] > 1 else None
+  split = {
+    "embed_axes": entry_axes(embed),
+    "vocabulary_axis": vocabulary if mesh.shape["tensor"] > 1 else None,
+  }
 
-  def local(hidden, head, targets, weights):
-    sums = linear_cross_entropy(hidden, head, targets, weights, z_loss, vocabulary_axis, embed_axes)
-    return jax.lax.psum(sums, TOKEN_AXES)
+  def of_device(*arrays):
+    found = local(*arrays, **split)
+    return jax.lax.psum(found, TOKEN_AXES) if summed else found
 
-  in_specs = (TOKENS, spec, TOKENS, TOKENS)
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)
-  return mapped(hidden, head, targets, weights.astype(jnp.float32))
+  in_specs = (TOKENS, spec, *(TOKENS for _ in of_tokens))
+  out_specs = P() if summed else TOKENS
+  mapped = jax.shard_map(of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+  return mapped(hidden, head, *of_tokens)

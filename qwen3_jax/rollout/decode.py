@@ -47,6 +47,7 @@ class Produced(NamedTuple):
   sampling_log_probabilities: jax.Array  # float32: of the distribution drawn from; 0 where inserted
   inserted: jax.Array  # bool: not the model's choice
   valid: jax.Array  # bool: whether the row produced a token in this step
+  experts: jax.Array | None  # int16 [R, L, k]: whom the token before it went to; None where not recorded
 
 
 class Status(NamedTuple):
@@ -70,6 +71,7 @@ def decode(
   config: ModelConfig,
   ids: ThinkingTokens,
   most_steps: int,
+  record_experts: bool,
   params: Parameters,
   cache: Any,
   rows: Rows,
@@ -82,7 +84,10 @@ def decode(
   """
   R = rows.token.shape[0]
   empty = lambda dtype: jnp.zeros((most_steps, R), dtype)
-  produced = Produced(empty(jnp.int32), empty(jnp.float32), empty(jnp.float32), empty(bool), empty(bool))
+  experts = None
+  if record_experts:
+    experts = jnp.zeros((most_steps, R, config.num_layers, config.num_experts_per_token), jnp.int16)
+  produced = Produced(empty(jnp.int32), empty(jnp.float32), empty(jnp.float32), empty(bool), empty(bool), experts)
 
   needs = Needs.of(rows.controls)
   numbers = rows.drawn + jnp.arange(most_steps)[:, None]  # of a row's tokens, as long as it runs
@@ -93,8 +98,8 @@ def decode(
   def step(i, carry):
     cache, rows, produced = carry
     noise = gumbel_noise(keys[i], V, needs.noise) if ahead is None else ahead[i]
-    cache, rows, new = decode_step(config, ids, params, cache, rows, page_table, needs, noise)
-    return cache, rows, Produced(*(old.at[i].set(x) for old, x in zip(produced, new)))
+    cache, rows, new = decode_step(config, ids, record_experts, params, cache, rows, page_table, needs, noise)
+    return cache, rows, jax.tree.map(lambda old, x: old.at[i].set(x), produced, new)
 
   cache, rows, produced = jax.lax.fori_loop(0, steps, step, (cache, rows, produced))
   return cache, rows, (produced, Status(rows.ended, rows.thinking.halted))
@@ -103,6 +108,7 @@ def decode(
 def decode_step(
   config: ModelConfig,
   ids: ThinkingTokens,
+  record_experts: bool,
   params: Parameters,
   cache: Any,
   rows: Rows,
@@ -112,7 +118,7 @@ def decode_step(
 ) -> tuple[Any, Rows, Produced]:
   """One token for every running row, by Gumbel noise [R, V]; what is produced has arrays [R]."""
   place = Place(None, rows.length, rows.running.astype(jnp.int32), page_table)
-  model, hidden, cache = cached_hidden(config, params, rows.token[:, None], place, cache)
+  model, hidden, cache, experts = cached_hidden(config, params, rows.token[:, None], place, cache, record_experts)
   logits = constrain(model.logits(hidden[:, 0]), "batch", "vocab")
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
   finite = jnp.isfinite(log_normaliser)
@@ -130,6 +136,7 @@ def decode_step(
     sampling_log_probabilities=jnp.where(inserted, 0.0, of_token(distribution)),
     inserted=inserted,
     valid=valid,
+    experts=None if experts is None else jnp.moveaxis(experts[:, :, 0], 0, 1).astype(jnp.int16),
   )
   return cache, _advance(rows, new, rows.thinking.after(ids, tokens, place_in_sentence), finite), new
 

@@ -534,6 +534,7 @@ class Engine:
       result.log_probabilities += log_probabilities[slot][:n]
       result.sampling_log_probabilities += of_sampling[slot][:n]
       result.sampled += [not x for x in inserted[slot][:n]]
+      result.experts += [None] * n if produced.experts is None else list(produced.experts[:n, slot])
       result.thinking_halted |= bool(status.halted[slot])
       reason = _REASONS.get(int(status.ended[slot]))
       if sequence.request.ends_at is not None and new:
@@ -596,6 +597,8 @@ def _check(config: ModelConfig, settings: EngineSettings, mesh: Mesh | None) -> 
       problems.append(f"a mesh that splits {' and '.join(unused)}; decoding uses data, expert and tensor")
     if config.num_kv_heads % mesh.shape["tensor"]:
       problems.append(f"tensor={mesh.shape['tensor']} does not divide num_kv_heads={config.num_kv_heads}")
+  if settings.record_experts and not config.is_moe:
+    problems.append("record_experts=True and a dense model")
   if problems:
     raise ValueError("Engine: " + "; ".join(problems))
 

@@ -16,6 +16,7 @@ class EngineSettings:
   cache: str = "auto"  # "dense", "paged"; auto: dense on a CPU
   page_size: int = 128  # tokens
   cache_dtype: str = ""  # of a paged cache, "int8" or "bfloat16"; "": the model's
+  record_experts: bool = False  # of MoE models: whom each token went to, for routing replay
   cache_bytes: int = 0  # of each device that the cache may take; 0: room for max_length in every slot
 
   @property

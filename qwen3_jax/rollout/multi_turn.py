@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from qwen3_jax.data.chat_template import check_messages
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.tokenizer import Tokenizer
@@ -46,6 +48,7 @@ class Trajectory:
   log_probabilities: list[float] = dataclasses.field(default_factory=list)  # of the model; 0 for turns between
   sampling_log_probabilities: list[float] = dataclasses.field(default_factory=list)  # of what was drawn from
   sampled: list[bool] = dataclasses.field(default_factory=list)  # False: turns between, and all that was inserted
+  experts: list[np.ndarray | None] = dataclasses.field(default_factory=list)  # as `Result.experts`
   answers: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # (start, end) of each in `tokens`
   rewards: list[float] = dataclasses.field(default_factory=list)  # of each answer; 0 where its step failed
   infos: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of each answer, as the environment gave it
@@ -338,7 +341,7 @@ class _Rollouts:
       return
     result = self._engine.release(run.id) if run.id in self._held else self._engine.take(run.id)
     self._held.discard(run.id)
-    for name in ("tokens", "log_probabilities", "sampling_log_probabilities", "sampled"):
+    for name in ("tokens", "log_probabilities", "sampling_log_probabilities", "sampled", "experts"):
       setattr(run.trajectory, name, getattr(result, name))
 
 

@@ -52,7 +52,7 @@ class Programs:
     on_mesh = lambda function, **settings: functools.partial(self._on_mesh, jit(function, **settings))
     cache, rows = self.of_cache, self.of_rows
     self.jitted_decode = jit(
-      functools.partial(programs.decode, config, ids, settings.most_steps),
+      functools.partial(programs.decode, config, ids, settings.most_steps, settings.record_experts),
       donate_argnums=(1, 2),
       out_shardings=(cache, rows, self.whole),
     )

@@ -48,6 +48,8 @@ class Result:
   log_probabilities: list[float] = dataclasses.field(default_factory=list)  # of the model
   sampling_log_probabilities: list[float] = dataclasses.field(default_factory=list)  # of what was drawn from
   sampled: list[bool] = dataclasses.field(default_factory=list)  # False where inserted: no part of an RL loss
+  # int16 [L, k] of each: whom the token before it went to; None where given, and without record_experts.
+  experts: list[np.ndarray | None] = dataclasses.field(default_factory=list)
   finish_reason: FinishReason | None = None  # None while it runs
   thinking_halted: bool = False  # by the budget
 
@@ -60,9 +62,17 @@ class Result:
     self.log_probabilities += [0.0] * len(tokens)
     self.sampling_log_probabilities += [0.0] * len(tokens)
     self.sampled += [False] * len(tokens)
+    self.experts += [None] * len(tokens)
 
   def cut(self, length: int) -> None:
-    for values in (self.tokens, self.log_probabilities, self.sampling_log_probabilities, self.sampled):
+    lists: tuple[list, ...] = (
+      self.tokens,
+      self.log_probabilities,
+      self.sampling_log_probabilities,
+      self.sampled,
+      self.experts,
+    )
+    for values in lists:
       del values[length:]
 
 

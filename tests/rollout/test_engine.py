@@ -329,3 +329,25 @@ def test_further_turns(checkpoint, cache):
   while engine.busy:
     engine.step()
   assert len(engine.take(other).tokens) == 90
+
+
+@pytest.mark.parametrize("cache", ["dense", "paged"])
+def test_recorded_experts_are_those_of_the_training_forward(checkpoint, cache):
+  config, params, *_ = checkpoint("moe")
+  L, k = config.num_layers, config.num_experts_per_token
+  requests = varied_requests(config.vocab_size, 6)
+  results = make_engine(config, params, cache=cache, record_experts=True).run(requests)
+  for request, result in zip(requests, results):
+    tokens = [*request.prompt, *result.tokens][:-1]
+    experts = np.full((1, len(tokens), L, k), -1, np.int16)
+    experts[0, len(request.prompt) - 1 :] = result.experts
+    replay = lambda experts, tokens=tokens: from_parameters(config, params).hidden(
+      jnp.asarray([tokens], jnp.int32), experts=experts
+    )
+    np.testing.assert_allclose(replay(experts).final, replay(None).final, atol=1e-5)
+    wrong = np.where(experts >= 0, (experts + 1) % config.num_experts, experts)
+    assert np.abs(np.asarray(replay(wrong).final - replay(None).final)).max() > 1e-2
+  dense, dense_params, *_ = checkpoint("dense")
+  assert make_engine(dense, dense_params).run(requests[:1])[0].experts == [None] * len(results[0].tokens)
+  with pytest.raises(ValueError, match="record_experts=True and a dense model"):
+    make_engine(dense, dense_params, record_experts=True)
