@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from qwen3_jax.models.config import ModelConfig, model_config
+from qwen3_jax.objectives.grpo_settings import GRPO
 
 
 def base_config(model: str = "qwen3-0.6b") -> ConfigDict:
@@ -63,19 +64,14 @@ def corpus(source: str, **changes: Any) -> ConfigDict:
   return config
 
 
-def pretrain_stage(**changes: Any) -> ConfigDict:
-  """One pre-training stage. A stage continues from the one before it in the pipeline, optimizer state included."""
+def _stage(kind: str) -> ConfigDict:
+  """What all kinds of stages have."""
   config = ConfigDict()
-  config.kind = "pretrain"  # what kind of stage this is; fixed by the function that makes it
+  config.kind = kind  # what kind of stage this is; fixed by the function that makes it
   config.sequence_length = 4096  # T
-  config.batch_size = 256  # B: sequences per step over all devices and micro-batches
+  config.batch_size = 256  # B: sequences per optimizer step over all devices and micro-batches
   config.micro_batches = 1  # gradient accumulation: the step's batch is cut into so many
-  config.tokens = 0  # token budget; the stage runs tokens // (batch_size * sequence_length) steps
-  config.rope_theta = 10_000.0  # RoPE base in this stage (QWEN3: 1e4 in S1 and S2, 1e6 in S3)
-  config.mixture = ConfigDict()  # corpus name -> share of the tokens
-  # ((min_length, max_length, share of the tokens), ...) on the lengths of pieces, which are documents cut at
-  # sequence_length; () takes them as they come.
-  config.length_buckets = ()
+  config.rope_theta = 1e6  # RoPE base in this stage (QWEN3: 1e4 in S1 and S2, 1e6 from S3 on)
 
   # How the stage runs where that differs from the rest of the config; parameters move between stages as between runs.
   config.mesh = ConfigDict(dict.fromkeys(base_config().mesh, 0))  # devices along an axis; 0 is config.mesh's number
@@ -99,13 +95,89 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
   # Expert counts of the balance loss with micro_batches > 1: exact (the whole batch's, a third more work) or running
   # (of the micro-batches so far in the step).
   config.balance_counts = "exact"
-  config.z_loss = 0.0  # weight of log(Z)^2, keeps logits from drifting
   config.max_skipped_steps = 10  # non-finite steps in a row that are skipped before the run stops
+  config.evaluate_every = 1000  # steps between evaluations (one always follows the last step)
+  return config
 
-  config.evaluate_every = 1000  # steps between validation passes (one always follows the last step)
+
+def pretrain_stage(**changes: Any) -> ConfigDict:
+  """One pre-training stage. A stage continues from the one before it in the pipeline, optimizer state included."""
+  config = _packed_stage("pretrain")
+  config.rope_theta = 10_000.0  # S1's and S2's
+  config.update(changes)
+  return config
+
+
+def sft_stage(**changes: Any) -> ConfigDict:
+  """Supervised fine-tuning on the assistant's tokens of `chat:` corpora; starts with a fresh optimizer state."""
+  config = _packed_stage("sft")
+  config.update(changes)
+  return config
+
+
+def _packed_stage(kind: str) -> ConfigDict:
+  """A stage that reads packed documents."""
+  config = _stage(kind)
+  config.tokens = 0  # token budget; the stage runs tokens // (batch_size * sequence_length) steps
+  config.mixture = ConfigDict()  # corpus name -> share of the tokens
+  # ((min_length, max_length, share of the tokens), ...) on the lengths of pieces, which are documents cut at
+  # sequence_length; () takes them as they come.
+  config.length_buckets = ()
+  config.z_loss = 0.0  # weight of log(Z)^2, keeps logits from drifting
   config.evaluate_batches = 8  # batches per validation domain
-  config.sample_prompts = ()  # continued greedily at each validation pass, shown in the report
+  config.sample_prompts = ()  # continued greedily at each evaluation, shown in the report
   config.sample_tokens = 48  # tokens of each continuation
+  return config
+
+
+def rl_stage(**changes: Any) -> ConfigDict:
+  """Reinforcement learning with GRPO on problems that a verifier judges (report, section 4.2).
+
+  A batch of rollouts is `minibatches` steps of `batch_size` sequences: batch_size * minibatches / samples problems.
+  """
+  config = _stage("rl")
+  config.problems = ""  # kind:location, see qwen3_jax/problems/sources.py
+  config.validation_problems = ""  # likewise; held out of `problems`
+  config.evaluate_problems = 64  # so many of them are answered at each evaluation
+  config.evaluate_samples = 4  # times each, at the rollouts' temperature
+  config.steps = 0  # optimizer steps of the stage
+  config.samples = 16  # answers to each problem: GRPO's group
+  config.minibatches = 1  # optimizer steps on one batch of rollouts
+  config.epochs = 1  # times that each of them is trained on
+  config.waves = 3  # of rollouts, at most, to replace groups of equal rewards; 1 keeps what comes first
+  config.normalize_std = True  # whether advantages are divided by their group's standard deviation
+  config.overlong = "keep"  # answers that were cut short: keep, mask (not trained on) or penalize
+  config.overlong_tokens = 0  # penalize: over the last so many of max_new_tokens a penalty grows from 0 to 1
+  config.format_reward = 0.0  # of an answer that ended by itself, right or wrong
+  config.routing_replay = True  # MoE: updates keep to the experts of the rollout
+  config.relearn = True  # leaves out, for an epoch, problems that were always or never solved when last asked
+
+  config.grpo = ConfigDict()  # the objective; qwen3_jax/objectives/grpo_settings.py says more
+  config.grpo.clip_low = GRPO.clip_low  # a ratio counts from 1 - clip_low
+  config.grpo.clip_high = GRPO.clip_high  # to 1 + clip_high
+  config.grpo.dual_clip = GRPO.dual_clip  # bound of the loss where the advantage is negative; 0: none
+  config.grpo.ratio = GRPO.ratio  # token or sequence (GSPO)
+  config.grpo.aggregation = GRPO.aggregation  # token, sequence or constant
+  config.grpo.constant_length = GRPO.constant_length  # tokens that constant divides by
+  config.grpo.kl_coefficient = GRPO.kl_coefficient  # 0: no reference model
+  config.grpo.importance_cap = GRPO.importance_cap  # of the weight for what sampler and learner differ in; 0: none
+
+  config.rollout = ConfigDict()
+  config.rollout.slots = 256  # sequences that are decoded at a time
+  config.rollout.max_new_tokens = 2048  # of an answer; with a thinking budget, after the thinking
+  config.rollout.thinking_budget = -1  # tokens; -1: any number
+  config.rollout.temperature = 1.0  # of sampling; nothing is filtered
+  config.rollout.enable_thinking = True  # False: answers start after an empty think block
+  config.rollout.cache_bytes = 0  # of each device that the cache may take; 0: sequence_length in every slot
+  config.rollout.staleness = 0  # 1: the next rollouts are made during training, by the policy it started from
+
+  config.entropy = ConfigDict()  # the coefficient of an entropy bonus is adapted to hold a target
+  config.entropy.target = 0.0  # nats a token; 0: the entropy of the first rollouts
+  config.entropy.rise = 0.0  # of the target, from the first step to the last
+  config.entropy.gain = 0.0  # change of the coefficient for each nat below the target; 0: it stays
+  config.entropy.coefficient = 0.0  # at the start
+  config.entropy.minimum = 0.0  # of the coefficient
+  config.entropy.maximum = 0.05  # likewise
   config.update(changes)
   return config
 
@@ -128,7 +200,8 @@ def stage_model(config: ConfigDict, stage: str) -> ModelConfig:
 
 
 BALANCE_COUNTS = ("exact", "running")  # values of a stage's `balance_counts`
-STAGE_KINDS = {"pretrain": pretrain_stage}  # value of a stage's `kind` -> the function that documents its keys
+# Value of a stage's `kind` -> the function that documents its keys.
+STAGE_KINDS = {"pretrain": pretrain_stage, "sft": sft_stage, "rl": rl_stage}
 
 
 def make_model_config(config: ConfigDict, **changes: Any) -> ModelConfig:

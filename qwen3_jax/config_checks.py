@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from qwen3_jax.config import BALANCE_COUNTS, STAGE_KINDS, base_config, corpus, make_model_config, stage_mesh
 from qwen3_jax.models.config import REMAT_POLICIES
 from qwen3_jax.optimizer import SCHEDULES
+from qwen3_jax.rl.settings import rl_problems
 from qwen3_jax.sharding import BATCH_AXES, MESH_AXES
 
-SOURCE_KINDS = ("text", "jsonl", "parquet", "arrayrecord", "tfds", "hf", "python", "debian-docs", "prepared")
+SOURCE_KINDS = ("text", "jsonl", "chat", "parquet", "arrayrecord", "tfds", "hf", "python", "debian-docs", "prepared")
 _SOURCES_WITHOUT_LOCATION = ("python", "debian-docs")
 _DTYPES = ("float32", "bfloat16")
 
@@ -73,7 +74,9 @@ def expected_config(config: ConfigDict) -> ConfigDict:
     expected.data.corpora[name] = corpus("")
   for name, stage in config.get("stages", ConfigDict()).items():
     make_stage = STAGE_KINDS.get(stage.get("kind", ""), STAGE_KINDS["pretrain"])
-    expected.stages[name] = make_stage(mixture=dict.fromkeys(stage.get("mixture", {}), 1.0))
+    expected.stages[name] = make_stage()
+    if "mixture" in expected.stages[name]:
+      expected.stages[name].mixture.update(dict.fromkeys(stage.get("mixture", {}), 1.0))
   return expected
 
 
@@ -234,10 +237,9 @@ def _stage_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: d
       f" Known: {', '.join(STAGE_KINDS)}"
     )
   prefix += "."
-  counts = "sequence_length batch_size micro_batches evaluate_every evaluate_batches"
-  not_counts = list(_at_least(prefix, stage, 1, counts))
+  not_counts = list(_at_least(prefix, stage, 1, "sequence_length batch_size micro_batches evaluate_every"))
   yield from not_counts
-  yield from _at_least(prefix, stage, 0, "max_skipped_steps sample_tokens z_loss")
+  yield from _at_least(prefix, stage, 0, "max_skipped_steps")
   if not not_counts:
     yield from _batch_problems(prefix, stage, config, sizes)
   if stage.remat and stage.remat not in REMAT_POLICIES:
@@ -247,11 +249,23 @@ def _stage_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: d
     yield f"{prefix}balance_counts={stage.balance_counts!r}: must be one of {', '.join(BALANCE_COUNTS)}"
   if stage.rope_theta <= 1:
     yield f"{prefix}rope_theta={stage.rope_theta}: must be greater than 1"
+  yield from _optimizer_problems(f"{prefix}optimizer.", stage.optimizer)
+  if stage.kind == "rl":
+    yield from rl_problems(prefix, stage)
+  else:
+    yield from _packed_problems(prefix, stage, config)
+
+
+def _packed_problems(prefix: str, stage: ConfigDict, config: ConfigDict) -> Iterator[str]:
+  yield from _at_least(prefix, stage, 1, "evaluate_batches")
+  yield from _at_least(prefix, stage, 0, "sample_tokens z_loss")
+  per_step = stage.batch_size * stage.sequence_length
+  if 0 < per_step > stage.tokens:
+    yield f"{prefix}tokens={stage.tokens}: less than one step of batch_size * sequence_length = {per_step} tokens"
   yield from _mixture_problems(prefix, stage, config)
   yield from _length_bucket_problems(prefix, stage)
   if not all(isinstance(prompt, str) for prompt in stage.sample_prompts):
     yield f"{prefix}sample_prompts={stage.sample_prompts!r}: must hold strings"
-  yield from _optimizer_problems(f"{prefix}optimizer.", stage.optimizer)
 
 
 def _batch_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
@@ -272,8 +286,6 @@ def _batch_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: d
       f"{prefix}sequence_length={length}: longer than"
       f" model.max_position_embeddings={config.model.max_position_embeddings}"
     )
-  if stage.tokens < batch * length:
-    yield f"{prefix}tokens={stage.tokens}: less than one step of batch_size * sequence_length = {batch * length} tokens"
 
 
 def _mixture_problems(prefix: str, stage: ConfigDict, config: ConfigDict) -> Iterator[str]:

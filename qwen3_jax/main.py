@@ -130,7 +130,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
   from qwen3_jax.preemption import Preempted, PreemptionNotice
   from qwen3_jax.report import write_report
   from qwen3_jax.sharding import make_mesh
-  from qwen3_jax.stages import pretrain
+  from qwen3_jax.stages import kinds
   from qwen3_jax.train_loop import run_stage
   from qwen3_jax.workdir import environment, read_json, write_json
 
@@ -151,9 +151,10 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
         logging.warning("stage %r runs without %s before it", name, ", ".join(missing))
       ran = [stage for stage in before if stage in done]
       mesh = make_mesh(stage_mesh(config, name))
-      stage = pretrain.make_stage(config, name, corpora, tokenizer, mesh)
-      tokens_before = sum(pretrain.trained_tokens(config.stages[stage]) for stage in ran)
-      run_stage(stage, config, workdir, mesh, ran[-1] if ran else None, tokens_before, notice)
+      previous = ran[-1] if ran else None
+      stage = kinds.make_stage(config, name, corpora, tokenizer, mesh, workdir, previous)
+      tokens_before = sum(kinds.trained_tokens(config.stages[stage]) for stage in ran)
+      run_stage(stage, config, workdir, mesh, previous, tokens_before, notice)
       done.append(name)
       if first:
         workdir.mark_done(name, stage.steps)

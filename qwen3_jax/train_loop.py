@@ -22,7 +22,7 @@ from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.progress import Progress
 from qwen3_jax.sharding import batch_sharding
 from qwen3_jax.stages.stage import Stage
-from qwen3_jax.train_state import TrainState, next_stage_state
+from qwen3_jax.train_state import TrainState, next_stage_state, with_fresh_optimizer
 from qwen3_jax.train_step import make_evaluation_step
 from qwen3_jax.workdir import Workdir
 
@@ -92,7 +92,8 @@ def _starting_state(
     with_previous.close()
   if restored is None:
     raise CheckpointError(f"stage {stage.name!r} starts from {previous!r}, which has no checkpoint in {workdir}")
-  return next_stage_state(restored.state, config.seed)
+  state = next_stage_state(restored.state, config.seed)
+  return state if stage.carries_optimizer else with_fresh_optimizer(state, stage.program.optimizer)
 
 
 @dataclasses.dataclass
@@ -101,6 +102,7 @@ class _Pending:
 
   step: int
   metrics: dict[str, jax.Array]  # with the fingerprint of the batch's tokens where the step is logged
+  of_batch: dict[str, float]  # what its source says of it
 
 
 class _Run:
@@ -139,7 +141,7 @@ class _Run:
         step += 1
         if self._is_logged(step):
           metrics["data_checksum"] = fingerprint_on_device(batch.tokens)
-        in_flight.append(_Pending(step, metrics))
+        in_flight.append(_Pending(step, metrics, stage.batches.metrics()))
         while len(in_flight) > STEPS_IN_FLIGHT:
           self._finish(in_flight.popleft())
 
@@ -185,7 +187,7 @@ class _Run:
       return
     fetched = jax.device_get(pending.metrics)
     checksum = int(fetched.pop("data_checksum"))
-    metrics = {name: float(value) for name, value in fetched.items()}
+    metrics = {name: float(value) for name, value in fetched.items()} | pending.of_batch
     start, since = self.window_start
     now = time.monotonic()
     seconds = max((now - since) / max(step - start, 1), 1e-9)
@@ -210,7 +212,7 @@ class _Run:
       )
 
   def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-    """Validation loss per domain, and samples."""
+    """Validation loss per domain, and what the stage makes of the model's writing."""
     results: dict[str, float] = {}
     losses = []
     with self.progress.phase("evaluating"):
@@ -222,9 +224,15 @@ class _Run:
         losses.append(results[f"validation/{domain}/loss"])
       if losses:
         results["validation/loss"] = float(np.mean(losses))
+      found, samples = self.stage.assess(state.params)
+      results |= {f"validation/{name}": value for name, value in found.items()}
+      if results:
         self.writer.write(step, results)
-      for sample in self.stage.sample(state.params):
+      for sample in samples:
         self.writer.write_sample(step, sample.prompt, sample.text)
+    if found:
+      shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if "/" not in name)
+      self.progress.say(f"after step {step}: {shown}")
     if losses:
       self.progress.say(f"validation after step {step}: {self._compared_to_unigrams(results)}")
     return results

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from qwen3_jax.batch import Batch
+from qwen3_jax.batch import Batch, Rollout
 from qwen3_jax.compiler_options import compiler_options
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.flops import training_flops_per_token
@@ -18,6 +18,15 @@ from qwen3_jax.objectives.loss_output import Objective
 from qwen3_jax.sharding import batch_sharding, replicated
 from qwen3_jax.train_state import TrainState, abstract_state, create_state
 from qwen3_jax.train_step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutFields:
+  """Which of the optional fields of a batch's `Rollout` there are."""
+
+  old: bool = False
+  reference: bool = False
+  experts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +42,7 @@ class TrainProgram:
   balance_counts: str = "exact"  # of the balance loss over micro-batches
   gradient_dtype: str = "float32"
   offload_optimizer: bool = False  # its state waits in the host's memory between steps
+  rollout: RolloutFields | None = None  # of stages that train on rollouts
 
   @property
   def tokens_per_step(self) -> int:
@@ -55,7 +65,19 @@ class TrainProgram:
     sharding = batch_sharding(mesh)
     integers = jax.ShapeDtypeStruct(self.batch_shape, np.int32, sharding=sharding)
     floats = jax.ShapeDtypeStruct(self.batch_shape, np.float32, sharding=sharding)
-    return Batch(integers, integers, floats, integers, integers)
+    if self.rollout is None:
+      return Batch(integers, integers, floats, integers, integers)
+    of_experts = (*self.batch_shape, self.model.num_layers, self.model.num_experts_per_token)
+    rollout = Rollout(
+      advantages=floats,
+      shares=floats,
+      entropy_bonus=floats,
+      sampling_log_probabilities=floats,
+      old_log_probabilities=floats if self.rollout.old else None,
+      reference_log_probabilities=floats if self.rollout.reference else None,
+      experts=jax.ShapeDtypeStruct(of_experts, np.int16, sharding=sharding) if self.rollout.experts else None,
+    )
+    return Batch(integers, integers, floats, integers, integers, rollout)
 
   def arguments(self, mesh: Mesh) -> dict[str, Any]:
     """What a step is given, by kind, as ShapeDtypeStructs with their shardings."""

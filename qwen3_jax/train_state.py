@@ -62,7 +62,13 @@ def create_state(
   return jax.jit(lambda: initial_state(initialize(config, seed), optimizer, seed), out_shardings=shardings)()
 
 
+def with_fresh_optimizer(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+  """`state` with the optimizer as it starts, in the same shardings."""
+  shardings = jax.tree.map(lambda x: x.sharding, state.optimizer)
+  return dataclasses.replace(state, optimizer=jax.jit(optimizer.init, out_shardings=shardings)(state.params))
+
+
 def next_stage_state(state: TrainState, seed: int) -> TrainState:
-  """The state that the next pre-training stage starts from: step 0, parameters and optimizer state carried over."""
+  """The state that the next stage starts from: step 0, parameters and optimizer state carried over."""
   place = lambda x: jax.device_put(x, state.step.sharding)
   return dataclasses.replace(state, step=place(_zero()), skipped=place(_zero()), rng=place(jax.random.PRNGKey(seed)))

@@ -69,7 +69,7 @@ def make_train_step(
     """Sum over micro-batches of the gradient and of the outputs."""
     if micro_batches == 1:
       return gradient(params, batch, rng)
-    inputs = (_split(batch, micro_batches), jax.random.split(rng, micro_batches))
+    inputs = (split_micro_batches(batch, micro_batches), jax.random.split(rng, micro_batches))
     shapes = jax.eval_shape(lambda xs: objective(from_parameters(config, params), xs[0], xs[1]), _first(inputs))
     nothing = _zeros_like(shapes)
 
@@ -148,7 +148,7 @@ def router_metrics(router: RouterStatistics) -> Metrics:
   }
 
 
-def _split(batch: Batch, n: int) -> Batch:
+def split_micro_batches(batch: Batch, n: int) -> Batch:
   """[B, T] -> [n, B/n, T]. Micro-batch i takes rows i, i+n, ...: each device keeps its own rows."""
   B = batch.shape[0]
   if B % n:

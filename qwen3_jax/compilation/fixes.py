@@ -14,7 +14,7 @@ from qwen3_jax.config import stage_mesh, stage_model
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.models.config import REMAT_POLICIES
 from qwen3_jax.sharding import make_mesh
-from qwen3_jax.stages import pretrain
+from qwen3_jax.stages import kinds
 
 Change = dict[str, Any]
 
@@ -64,7 +64,7 @@ def of_stage(change: Change, config: ConfigDict, stage: str) -> Change:
 
 def _bytes(config: ConfigDict, stage: str, topology: Topology) -> int:
   mesh = make_mesh(stage_mesh(config, stage), topology.devices())
-  program = pretrain.make_program(config, stage)
+  program = kinds.make_program(config, stage)
   return estimate(program, mesh, topology, program.arguments(mesh)).bytes
 
 

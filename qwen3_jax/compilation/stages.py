@@ -13,7 +13,7 @@ from qwen3_jax.compilation.topologies import Topology
 from qwen3_jax.config import stage_mesh, stage_names
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.sharding import make_mesh
-from qwen3_jax.stages import pretrain
+from qwen3_jax.stages import kinds
 
 
 def stage_reports(config: ConfigDict, topology: Topology) -> Iterator[Report]:
@@ -24,7 +24,7 @@ def stage_reports(config: ConfigDict, topology: Topology) -> Iterator[Report]:
       mesh = make_mesh(stage_mesh(config, stage), topology.devices())
     except ValueError as error:
       raise ConfigError([str(error)]) from error
-    program = pretrain.make_program(config, stage)
+    program = kinds.make_program(config, stage)
     lowered = lower(program, mesh)
     name = f"{config.name} {stage}"
     if before := seen.get(lowered.fingerprint):

@@ -19,7 +19,7 @@ from qwen3_jax.config import stage_mesh, stage_names
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.models.config import REMAT_POLICIES
 from qwen3_jax.sharding import make_mesh
-from qwen3_jax.stages import pretrain
+from qwen3_jax.stages import kinds
 
 _MOST_TENSOR = 8  # splitting heads further sends more than it saves on these models
 _MOST_CONTEXT = 16
@@ -52,7 +52,7 @@ def sweep(config: ConfigDict, topology: Topology, limit: int, out: Console) -> l
   results = []
   for number, candidate in enumerate(found[:limit], 1):
     mesh = make_mesh(stage_mesh(candidate.config, stage), topology.devices())
-    program = pretrain.make_program(candidate.config, stage)
+    program = kinds.make_program(candidate.config, stage)
     report = compile_report(program, lower(program, mesh), mesh, topology)
     name = " ".join(f"{key.split('.')[-1]}={value}" for key, value in candidate.change.items())
     results.append({"name": name, "stage": stage, "change": candidate.change} | report)
@@ -73,7 +73,7 @@ def candidates(config: ConfigDict, stage: str, topology: Topology) -> Iterator[C
         valid = changed(config, change, topology)
       except ConfigError:
         continue
-      program = pretrain.make_program(valid, stage)
+      program = kinds.make_program(valid, stage)
       arguments = arguments or program.arguments(mesh)
       found = estimate(program, mesh, topology, arguments)
       if found.bytes <= _HOPELESS * topology.chip.hbm_limit:

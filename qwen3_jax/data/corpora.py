@@ -33,7 +33,7 @@ def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[
   Raises DataError when a corpus or the tokenizer cannot be used with the model, or when a process does not see what
   process 0 wrote.
   """
-  names = sorted({name for stage in config.pipeline for name in config.stages[stage].mixture})
+  names = sorted({name for stage in config.pipeline for name in config.stages[stage].get("mixture", {})})
   tokenizer = _tokenizer(config, names, workdir)
   rows = config.model.vocab_size
   if tokenizer.vocab_size > rows:

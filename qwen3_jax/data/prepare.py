@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.data import workers as worker_pool
+from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.records import (
   FORMAT_VERSION,
   SPLITS,
@@ -148,15 +149,28 @@ class _Work:
     with contextlib.ExitStack() as stack:
       writers = [stack.enter_context(ShardWriter(shard_path(self.output, split, shard))) for split in SPLITS]
       for batch in _batches(self._documents(shard)):
-        encoded = self.tokenizer.encode_batch([document.text for document in batch], allow_special=False)
-        for document, ids in zip(batch, encoded):
-          tokens = self._checked([*ids, self.tokenizer.eos_id], document)
+        for document, (ids, mask) in zip(batch, self._encoded(batch)):
+          tokens = self._checked(ids, document)
           text = document.text.encode(errors="replace")
           writer = writers[_hash_fraction(text) < self.validation_fraction]
-          writer.add(tokens, document.domain or self.domain, document.language or self.language)
+          writer.add(tokens, document.domain or self.domain, document.language or self.language, mask)
           counts.update(documents=1, tokens=len(tokens), bytes=len(text), replaced=document.replaced)
     _write_json(self.summary(shard), counts)
     return {key: counts[key] for key in ("documents", "tokens")}
+
+  def _encoded(self, batch: list[Document]) -> Iterator[tuple[list[int], np.ndarray | None]]:
+    """Ids and loss mask of each document: of text, with the document end and no mask."""
+    texts = [document.text for document in batch if document.conversation is None]
+    of_texts = iter(self.tokenizer.encode_batch(texts, allow_special=False))
+    for document in batch:
+      if document.conversation is None:
+        yield [*next(of_texts), self.tokenizer.eos_id], None
+        continue
+      try:
+        ids, mask = encode_conversation(self.tokenizer, **document.conversation)
+      except ValueError as error:
+        raise SourceError(f"{document.id}: {error}") from None
+      yield ids, np.asarray(mask, bool)
 
   def _checked(self, ids: list[int], document: Document) -> np.ndarray:
     tokens = np.array(ids, np.int64)

@@ -4,6 +4,7 @@
 |---|---|
 | `text:FILES` | one a file |
 | `jsonl:FILES` | one a line; plain, .gz or .zst |
+| `chat:FILES` | one a line of JSON with `messages`, see `chat_source.py` |
 | `parquet:FILES` | one a row (needs pyarrow) |
 | `arrayrecord:FILES` | one a record: UTF-8 text, or a JSON object |
 | `tfds:NAME[/CONFIG][:SPLIT][@DATA_DIR]` | one an example of a TFDS data set prepared as ArrayRecord |
@@ -45,6 +46,7 @@ class Document:
   language: str = ""
   id: str = ""  # unique in the source, for messages
   replaced: int = 0  # undecodable byte sequences that became U+FFFD
+  conversation: Mapping[str, Any] | None = None  # {"messages", "tools"}: encoded in place of the text
 
 
 class Source(Protocol):
@@ -116,8 +118,13 @@ def _record_document(record: Mapping[str, Any], text_field: str, id: str) -> Doc
     text, replaced = decode(text)
   if not isinstance(text, str):
     raise SourceError(f"{id}: field {text_field!r} holds {type(text).__name__}, expected text")
+  return Document(text, **record_labels(record, id), replaced=replaced)
+
+
+def record_labels(record: Mapping[str, Any], id: str) -> dict[str, str]:
+  """Domain, language and id of a record; `id` is where it stands."""
   labels = {key: _label(record.get(key)) for key in ("domain", "language", "id")}
-  return Document(text, labels["domain"], labels["language"], labels["id"] or id, replaced)
+  return labels | {"id": labels["id"] or id}
 
 
 def _label(value: Any) -> str:
@@ -159,8 +166,12 @@ class JsonLines:
         record = json.loads(text)
       except json.JSONDecodeError as error:
         raise SourceError(f"{id}: not valid JSON ({error})") from None
-      document = _record_document(record, self._text_field, id)
+      document = self.document(record, id)
       yield dataclasses.replace(document, replaced=document.replaced + replaced)
+
+  def document(self, record: Any, id: str) -> Document:
+    """Of a line's value."""
+    return _record_document(record, self._text_field, id)
 
 
 def _lines(file: Path, begin: int, end: int | None) -> Iterator[tuple[int, bytes]]:
@@ -321,6 +332,12 @@ def _python_text(location: str, text_field: str) -> Source:
   return PythonText(location)
 
 
+def _chat_lines(location: str, text_field: str) -> Source:
+  from qwen3_jax.data.chat_source import ChatLines
+
+  return ChatLines(location)
+
+
 def _debian_docs(location: str, text_field: str) -> Source:
   from qwen3_jax.data.debian_docs import DebianDocs
 
@@ -342,6 +359,7 @@ def _import(module: str, kind: str, extra: str) -> Any:
 KINDS: dict[str, Any] = {
   "text": TextFiles,
   "jsonl": JsonLines,
+  "chat": _chat_lines,
   "parquet": Parquet,
   "arrayrecord": ArrayRecords,
   "tfds": TensorflowDatasets,

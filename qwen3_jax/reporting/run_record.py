@@ -54,6 +54,8 @@ class StageRecord:
 
   @property
   def planned_steps(self) -> int | None:
+    if _is_number(steps := self.settings.get("steps")):
+      return int(steps)
     tokens = self.settings.get("tokens")
     return int(tokens // self.tokens_per_step) if _is_number(tokens) else None
 

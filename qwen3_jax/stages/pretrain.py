@@ -1,4 +1,4 @@
-"""A pre-training stage: next-token prediction on packed documents (Qwen3 report, section 3)."""
+"""Next-token prediction on packed documents: pre-training (Qwen3 report, section 3) and supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -45,6 +45,9 @@ class PackedBatches:
   def set_state(self, state: dict) -> None:
     self._iterator.set_state(state)
 
+  def metrics(self) -> dict[str, float]:
+    return {}
+
   def close(self) -> None:
     self._iterator.close()
 
@@ -70,7 +73,7 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
   settings = config.stages[name]
   program = make_program(config, name)
   B, T, V = settings.batch_size, settings.sequence_length, program.model.vocab_size
-  steps = trained_tokens(settings) // (B * T)
+  steps = settings.tokens // (B * T)
   rows = local_rows(batch_sharding(mesh), program.batch_shape)
   iterator = train_batches(
     open_mixture(settings.mixture, corpora),
@@ -96,15 +99,10 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
     batches=PackedBatches(iterator),
     evaluate_every=settings.evaluate_every,
     validation=validation,
-    sample=_sampler(program.model, tokenizer, tuple(settings.sample_prompts), settings.sample_tokens),
+    assess=_assessor(program.model, tokenizer, tuple(settings.sample_prompts), settings.sample_tokens),
     facts={f"unigram_entropy/{domain}": unigram_entropy(batches, V) for domain, batches in validation.items()},
+    carries_optimizer=settings.kind == "pretrain",
   )
-
-
-def trained_tokens(settings: ConfigDict) -> int:
-  """What a stage trains on: its token budget in whole steps."""
-  per_step = settings.batch_size * settings.sequence_length
-  return settings.tokens // per_step * per_step
 
 
 def unigram_entropy(batches: list[Batch], vocab_size: int) -> float:
@@ -121,12 +119,12 @@ def unigram_entropy(batches: list[Batch], vocab_size: int) -> float:
   return math.log(total) - float(np.sum(counts * np.log(counts)) / total)
 
 
-def _sampler(model: ModelConfig, tokenizer: Tokenizer, prompts: tuple[str, ...], new_tokens: int):
-  def sample(params: Parameters) -> list[Sample]:
+def _assessor(model: ModelConfig, tokenizer: Tokenizer, prompts: tuple[str, ...], new_tokens: int):
+  def assess(params: Parameters) -> tuple[dict[str, float], list[Sample]]:
     if not prompts:
-      return []
+      return {}, []
     written = greedy_continuation(model, params, [tokenizer.encode(prompt) for prompt in prompts], new_tokens)
     ends = [ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids) for ids in written]
-    return [Sample(prompt, tokenizer.decode(ids[:end])) for prompt, ids, end in zip(prompts, written, ends)]
+    return {}, [Sample(prompt, tokenizer.decode(ids[:end])) for prompt, ids, end in zip(prompts, written, ends)]
 
-  return sample
+  return assess

@@ -26,6 +26,9 @@ class BatchSource(Protocol):
   def set_state(self, state: dict[str, Any]) -> None:
     """Continues after the batch that `state` refers to, on any number of processes."""
 
+  def metrics(self) -> dict[str, float]:
+    """Scalars of the batch returned last, beside those of its step."""
+
   def close(self) -> None:
     """Stops what reads ahead."""
 
@@ -46,5 +49,6 @@ class Stage:
   batches: BatchSource
   evaluate_every: int
   validation: dict[str, list[Batch]]  # domain -> this process's rows of fixed batches
-  sample: Callable[[Parameters], list[Sample]]
+  assess: Callable[[Parameters], tuple[dict[str, float], list[Sample]]]  # by what the model writes
   facts: dict[str, float]  # scalars written once, e.g. unigram_entropy/<domain>
+  carries_optimizer: bool  # whether it goes on with the optimizer state of the stage before

@@ -12,7 +12,8 @@ import pytest
 from qwen3_jax.batch import Batch, Rollout
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Hidden, from_parameters, initialize
-from qwen3_jax.objectives.grpo import GRPO, grpo
+from qwen3_jax.objectives.grpo import grpo
+from qwen3_jax.objectives.grpo_settings import GRPO
 from qwen3_jax.sharding import batch_sharding, make_mesh
 from qwen3_jax.train_state import create_state
 from qwen3_jax.train_step import make_train_step

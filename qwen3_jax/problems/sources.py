@@ -1,0 +1,73 @@
+"""Problems by name, as configs write them.
+
+| spec | problems |
+|---|---|
+| `jsonl:FILE` | of a file that `records.write_problems` wrote |
+| `reasoning-gym:FAMILIES:COUNT[:SEED]` | COUNT of each family, comma-separated, or `all`; needs the extra `rl` |
+| `cups:COUNT[:SEED[:LEAST-MOST]]` | the built-in task of `cups.py`, with so many swaps |
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from qwen3_jax.data.sources import SourceError
+from qwen3_jax.problems.problem import Problem
+
+KINDS = ("jsonl", "reasoning-gym", "cups")
+
+
+def check_spec(spec: str) -> str | None:
+  """Why `spec` names no problems, or None; opens nothing."""
+  kind, colon, rest = spec.partition(":")
+  if kind not in KINDS or not colon or not rest:
+    near = difflib.get_close_matches(kind, KINDS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{spec!r}: expected kind:..., kind one of {', '.join(KINDS)}.{hint}"
+  try:
+    if kind == "reasoning-gym":
+      _gym(rest)
+    elif kind == "cups":
+      _cups(rest)
+  except ValueError:
+    forms = {"reasoning-gym": "FAMILIES:COUNT[:SEED]", "cups": "COUNT[:SEED[:LEAST-MOST]]"}
+    return f"{spec!r}: expected {kind}:{forms[kind]}"
+  return None
+
+
+def open_problems(spec: str) -> list[Problem]:
+  """Raises SourceError for a spec that names none, ValueError for malformed problems."""
+  if (problem := check_spec(spec)) is not None:
+    raise SourceError(problem)
+  kind, _, rest = spec.partition(":")
+  if kind == "jsonl":
+    from qwen3_jax.problems.records import read_problems
+
+    try:
+      return read_problems(Path(rest))
+    except OSError as error:
+      raise SourceError(f"{spec!r}: {error.strerror or error}") from None
+  if kind == "cups":
+    from qwen3_jax.problems.cups import cups_problems
+
+    return cups_problems(*_cups(rest))
+  try:
+    from qwen3_jax.problems.reasoning_gym import families, reasoning_gym_problems
+  except ImportError as error:
+    raise ImportError(f"{spec!r} needs the package {error.name}: pip install 'qwen3_jax[rl]'") from error
+  names, count, seed = _gym(rest)
+  return reasoning_gym_problems(families() if names == ["all"] else names, count, seed)
+
+
+def _gym(rest: str) -> tuple[list[str], int, int]:
+  names, count, *seed = rest.split(":")
+  return names.split(","), int(count), int(seed[0]) if seed else 0
+
+
+def _cups(rest: str) -> tuple[int, int, tuple[int, int]]:
+  count, seed, swaps, *_ = [*rest.split(":"), "0", "6-6"] if rest.count(":") < 2 else rest.split(":")
+  if rest.count(":") == 1:
+    count, seed, swaps = *rest.split(":"), "6-6"
+  least, most = swaps.split("-")
+  return int(count), int(seed), (int(least), int(most))

@@ -1,0 +1,127 @@
+"""Asking a policy problems: rollouts with their rewards, and what they say of the policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.evaluation.pass_at_k import mean_pass_at_k
+from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.problems.problem import Problem
+from qwen3_jax.rollout.engine import Engine
+from qwen3_jax.rollout.environment import Environment
+from qwen3_jax.rollout.multi_turn import Trajectory, rollout
+from qwen3_jax.rollout.request import derived_seed
+from qwen3_jax.rollout.sampling import SamplingParams
+from qwen3_jax.rollout.thinking_budget import ThinkingTokens
+
+TRUNCATED = ("length", "context")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """One of the answers to a problem."""
+
+  trajectory: Trajectory
+  score: float  # the verifier's, 0..1
+  thinking_tokens: int
+
+  @property
+  def right(self) -> bool:
+    return self.score >= 1.0
+
+  @property
+  def truncated(self) -> bool:
+    return self.trajectory.ended in TRUNCATED
+
+  @property
+  def broken(self) -> bool:
+    """Whether not the model but its environment, or its numbers, failed."""
+    return self.trajectory.ended not in ("done", "max_turns", *TRUNCATED)
+
+
+@dataclasses.dataclass
+class Asker:
+  """Answers to problems from an engine that one caller uses at a time."""
+
+  engine: Engine
+  tokenizer: Tokenizer
+  environment: Callable[[Problem], Environment]
+  sampling: SamplingParams
+  max_new_tokens: int
+  thinking_budget: int | None
+  enable_thinking: bool
+
+  def __post_init__(self):
+    self.lock = threading.Lock()  # of the engine, from `ask`'s parameters to its last rollout
+
+  def ask(self, params: Parameters | None, problems: Sequence[Problem], samples: int, seed: int) -> list[list[Answer]]:
+    """`samples` answers to each, the same for the same seed and parameters; None: those of the last call."""
+    if params is not None:
+      self.engine.update(params)
+    environments = [self.environment(problem) for problem in problems for _ in range(samples)]
+    seeds = [derived_seed(seed, problem.id, number) for problem in problems for number in range(samples)]
+    trajectories = rollout(
+      self.engine,
+      self.tokenizer,
+      environments,
+      sampling=self.sampling,
+      max_new_tokens=self.max_new_tokens,
+      thinking_budget=self.thinking_budget,
+      enable_thinking=self.enable_thinking,
+      seeds=seeds,
+    )
+    ids = ThinkingTokens.of(self.tokenizer)
+    answers = [
+      Answer(trajectory, _score(trajectory), thinking_tokens(ids, trajectory.tokens)) for trajectory in trajectories
+    ]
+    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+
+
+def thinking_tokens(ids: ThinkingTokens, tokens: Sequence[int]) -> int:
+  """Tokens between <think> and </think>, or the end where it is not closed; 0 without thinking."""
+  if ids.end in tokens:
+    start = tokens.index(ids.start) + 1 if ids.start in tokens else 0
+    return max(tokens.index(ids.end) - start, 0)
+  return len(tokens) - tokens.index(ids.start) - 1 if ids.start in tokens else 0
+
+
+def summary(problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
+  """What answers say of a policy: rates and mean lengths; lengths in tokens, entropy in nats a token."""
+  answers = [answer for group in groups for answer in group]
+  samples = len(groups[0])
+  mean = lambda values: float(np.mean(list(values)))
+  right = [sum(answer.right for answer in group) for group in groups]
+  metrics = {
+    "pass@1": mean(answer.right for answer in answers),
+    "score": mean(answer.score for answer in answers),
+    "reward": mean(answer.trajectory.reward for answer in answers),
+    "response_tokens": mean(len(answer.trajectory.tokens) for answer in answers),
+    "thinking_tokens": mean(answer.thinking_tokens for answer in answers),
+    "truncated": mean(answer.truncated for answer in answers),
+    "broken": mean(answer.broken for answer in answers),
+    "rollout_entropy": entropy(answers),
+  }
+  if samples > 1:
+    metrics[f"pass@{samples}"] = mean_pass_at_k(samples, right, samples)
+  by_domain: dict[str, list[float]] = {}
+  for problem, group in zip(problems, groups):
+    by_domain.setdefault(problem.sub_domain, []).append(mean(answer.right for answer in group))
+  if len(by_domain) > 1:
+    metrics |= {f"pass@1/{name}": mean(rates) for name, rates in sorted(by_domain.items())}
+  return metrics
+
+
+def entropy(answers: Sequence[Answer]) -> float:
+  """Mean of -log p over the tokens that the model chose: an unbiased estimate, in nats a token."""
+  of = lambda trajectory: [-p for p, sampled in zip(trajectory.log_probabilities, trajectory.sampled) if sampled]
+  found = [value for answer in answers for value in of(answer.trajectory)]
+  return float(np.mean(found)) if found else 0.0
+
+
+def _score(trajectory: Trajectory) -> float:
+  return float(trajectory.infos[-1].get("score", 0.0)) if trajectory.infos else 0.0

@@ -1,0 +1,177 @@
+"""RolloutBatches: the batch source of RL, which cuts batches of rollouts of the current policy into steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3_jax.batch import Batch
+from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.rl.collector import Collected, Collector
+from qwen3_jax.rl.entropy_control import EntropyControl
+from qwen3_jax.rl.experience import load_batch, save_batch, take_rows
+from qwen3_jax.train_state import TrainState
+
+# Log-probabilities of a batch's targets under a policy: (parameters, batch [B, T]) -> float32 [B, T] on the host.
+LogProbabilities = Callable[[Parameters, Batch], np.ndarray]
+
+
+class RolloutBatches:
+  """Batches of one optimizer step each.
+
+  With `staleness` 1, the next rollouts are collected in a thread while this batch is trained on: from the parameters
+  that this batch's training started from. Which parameters collect what does not depend on time, so a run that was
+  stopped goes on with the same rollouts.
+
+  Args:
+    collector: of batches of rollouts.
+    entropy: adapted after every batch of rollouts.
+    steps: optimizer steps of the stage.
+    batch_size: sequences of a step.
+    epochs: times that a batch of rollouts is trained on.
+    staleness: 0 or 1.
+    rows: of a step's, those that this process reads.
+    log_probabilities: of the policy as it trains.
+    reference: parameters of the reference model; None: not needed.
+    folder: where rollouts that a checkpoint needs are kept.
+    keep: checkpoints that may still be returned to.
+  """
+
+  def __init__(
+    self,
+    collector: Collector,
+    entropy: EntropyControl,
+    *,
+    steps: int,
+    batch_size: int,
+    epochs: int,
+    staleness: int,
+    rows: list[int],
+    log_probabilities: LogProbabilities,
+    reference: Parameters | None,
+    folder: Path,
+    keep: int,
+    seed: int,
+  ):
+    self._collector, self._entropy = collector, entropy
+    self._steps, self._batch_size, self._epochs, self._staleness = steps, batch_size, epochs, staleness
+    self._rows = np.asarray(rows)
+    self._log_probabilities, self._reference = log_probabilities, reference
+    self._folder, self._keep, self._seed = folder, keep, seed
+    self._per_epoch = collector.groups * collector.samples // batch_size
+    self._number = -1  # of the batch of rollouts that is trained on
+    self._step = 0  # next of its optimizer steps
+    self._batch: Batch | None = None
+    self._metrics: dict[str, float] = {}
+    self._next: Future[Collected] | None = None
+    self._thread = ThreadPoolExecutor(1, "rollout")
+    self._saved: list[int] = []  # numbers of batches at the last saves
+
+  def next_batch(self, state: TrainState) -> Batch:
+    if self._batch is None or self._step == self._per_epoch * self._epochs:
+      self._begin(state.params)
+    assert self._batch is not None
+    epoch, part = divmod(self._step, self._per_epoch)
+    order = np.random.default_rng((self._seed, self._number, epoch)).permutation(len(self._batch.tokens))
+    rows = order[part * self._batch_size : (part + 1) * self._batch_size]
+    self._step += 1
+    return take_rows(self._batch, rows[self._rows])
+
+  def metrics(self) -> dict[str, float]:
+    """Of the rollouts that the last batch is from."""
+    return self._metrics
+
+  @property
+  def _steps_each(self) -> int:
+    return self._per_epoch * self._epochs
+
+  def _begin(self, params: Parameters) -> None:
+    """Takes the next batch of rollouts."""
+    self._number += 1
+    self._step = 0
+    collected = self._collect(self._number, params) if self._next is None else self._next.result()
+    self._next = None
+    after = (self._number + 1) * self._steps_each  # steps once this batch is done
+    if self._staleness and after < self._steps:
+      # The train step takes its state's arrays: the thread needs its own.
+      copies = jax.tree.map(jnp.copy, params)
+      self._next = self._thread.submit(self._collect, self._number + 1, copies)
+    progress = self._number * self._steps_each / max(self._steps, 1)
+    self._entropy.update(collected.entropy, progress)
+    batch = collected.batch
+    assert batch.rollout is not None
+    rollout = dataclasses.replace(
+      batch.rollout, entropy_bonus=np.float32(self._entropy.coefficient) * batch.loss_weights
+    )
+    if self._steps_each > 1:
+      rollout = dataclasses.replace(rollout, old_log_probabilities=self._of_all(params, batch))
+    if self._reference is not None:
+      rollout = dataclasses.replace(rollout, reference_log_probabilities=self._of_all(self._reference, batch))
+    self._batch = dataclasses.replace(batch, rollout=rollout)
+    self._metrics = {f"rollout/{name}": value for name, value in collected.metrics.items()} | {
+      "rollout/number": float(self._number),
+      "rollout/staleness": float(min(self._staleness, self._number)),
+      "entropy_target": self._entropy.target_at(progress),
+      "entropy_coefficient": self._entropy.coefficient,
+    }
+
+  def _collect(self, number: int, params: Parameters) -> Collected:
+    return self._collector.collect(number, params)
+
+  def _of_all(self, params: Parameters, batch: Batch) -> np.ndarray:
+    """Log-probabilities of all rows, as many at a time as a step has."""
+    starts = range(0, len(batch.tokens), self._batch_size)
+    parts = [take_rows(batch, np.arange(start, start + self._batch_size)) for start in starts]
+    return np.concatenate([self._log_probabilities(params, part) for part in parts])
+
+  # Checkpoints
+
+  def get_state(self) -> dict[str, Any]:
+    """Waits for the rollouts under way, and keeps on disk what the state does not hold."""
+    pending = None if self._next is None else self._next.result()
+    unfinished = self._batch is not None and self._step < self._steps_each
+    if jax.process_index() == 0:
+      if unfinished:
+        assert self._batch is not None
+        save_batch(self._file(self._number, "current"), self._batch)
+      if pending is not None:
+        save_batch(self._file(self._number + 1, "next"), pending.batch)
+      self._saved = [*self._saved, self._number][-self._keep - 1 :]
+      self._drop_before(self._saved[0])
+    return {
+      "number": self._number,
+      "step": self._step if unfinished else self._steps_each,
+      "metrics": self._metrics,
+      "entropy": self._entropy.get_state(),
+      "order": self._collector.order.get_state(),
+      "next": None if pending is None else {"metrics": pending.metrics, "entropy": pending.entropy},
+    }
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    self._number, self._step, self._metrics = state["number"], state["step"], state["metrics"]
+    self._entropy.set_state(state["entropy"])
+    self._collector.order.set_state(state["order"])
+    self._batch = load_batch(self._file(self._number, "current")) if self._step < self._steps_each else None
+    self._next = None
+    if state["next"] is not None:
+      self._next = Future()
+      batch = load_batch(self._file(self._number + 1, "next"))
+      self._next.set_result(Collected(batch, state["next"]["metrics"], state["next"]["entropy"]))
+
+  def _file(self, number: int, kind: str) -> Path:
+    return self._folder / f"{number:08d}.{kind}.npz"
+
+  def _drop_before(self, number: int) -> None:
+    for file in self._folder.glob("*.npz"):
+      if int(file.name.partition(".")[0]) < number:
+        file.unlink(missing_ok=True)
+
+  def close(self) -> None:
+    self._thread.shutdown(wait=False, cancel_futures=True)
