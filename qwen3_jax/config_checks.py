@@ -16,7 +16,19 @@ from qwen3_jax.optimizer import SCHEDULES
 from qwen3_jax.rl.settings import rl_problems
 from qwen3_jax.sharding import BATCH_AXES, MESH_AXES
 
-SOURCE_KINDS = ("text", "jsonl", "chat", "parquet", "arrayrecord", "tfds", "hf", "python", "debian-docs", "prepared")
+SOURCE_KINDS = (
+  "text",
+  "jsonl",
+  "chat",
+  "traces",
+  "parquet",
+  "arrayrecord",
+  "tfds",
+  "hf",
+  "python",
+  "debian-docs",
+  "prepared",
+)
 _SOURCES_WITHOUT_LOCATION = ("python", "debian-docs")
 _DTYPES = ("float32", "bfloat16")
 

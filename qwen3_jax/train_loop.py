@@ -134,6 +134,8 @@ class _Run:
       learning_rates = np.asarray(jax.vmap(stage.schedule)(np.arange(stage.steps)), np.float32)
       if step == 0:
         self.writer.write(0, stage.facts)
+        if not stage.validation:  # judged by what it writes: the gain counts from here
+          self._evaluate(state, 0)
       self.window_start = (step, time.monotonic())
       while step < stage.steps:
         batch = self._next_batch(state)

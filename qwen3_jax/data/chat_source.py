@@ -5,7 +5,6 @@ A line is {"messages": [{"role", "content", "reasoning_content"?, ...}, ...], "t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +12,13 @@ from qwen3_jax.data.sources import Document, JsonLines, SourceError, record_labe
 
 
 class ChatLines(JsonLines):
-  """As `JsonLines`; a document's text is its conversation as JSON, which `prepare` encodes with the chat template."""
+  """As `JsonLines`; a document's text is what its messages say; `prepare` encodes the conversation."""
 
   def document(self, record: Any, id: str) -> Document:
     if not isinstance(record, Mapping) or not isinstance(record.get("messages"), list):
       raise SourceError(f"{id}: expected an object with a list 'messages'")
     conversation = {"messages": record["messages"], "tools": record.get("tools")}
-    text = json.dumps(conversation, ensure_ascii=False)
+    fields = ("reasoning_content", "content")
+    parts = [message.get(field) for message in record["messages"] if isinstance(message, Mapping) for field in fields]
+    text = "\n".join(part for part in parts if isinstance(part, str) and part)
     return Document(text, **record_labels(record, id), conversation=conversation)

@@ -5,6 +5,7 @@
 | `text:FILES` | one a file |
 | `jsonl:FILES` | one a line; plain, .gz or .zst |
 | `chat:FILES` | one a line of JSON with `messages`, see `chat_source.py` |
+| `traces:SHARE:PROBLEMS` | one a problem, its thinking written by rule, see `problems/traces.py` |
 | `parquet:FILES` | one a row (needs pyarrow) |
 | `arrayrecord:FILES` | one a record: UTF-8 text, or a JSON object |
 | `tfds:NAME[/CONFIG][:SPLIT][@DATA_DIR]` | one an example of a TFDS data set prepared as ArrayRecord |
@@ -338,6 +339,12 @@ def _chat_lines(location: str, text_field: str) -> Source:
   return ChatLines(location)
 
 
+def _traces(location: str, text_field: str) -> Source:
+  from qwen3_jax.problems.traces import TraceSource
+
+  return TraceSource(location)
+
+
 def _debian_docs(location: str, text_field: str) -> Source:
   from qwen3_jax.data.debian_docs import DebianDocs
 
@@ -360,6 +367,7 @@ KINDS: dict[str, Any] = {
   "text": TextFiles,
   "jsonl": JsonLines,
   "chat": _chat_lines,
+  "traces": _traces,
   "parquet": Parquet,
   "arrayrecord": ArrayRecords,
   "tfds": TensorflowDatasets,

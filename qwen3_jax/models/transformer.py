@@ -150,7 +150,9 @@ class Transformer(nnx.Module):
 
       indices = jnp.arange(self.config.num_layers, dtype=jnp.float32)
       unroll = self.config.num_layers if self.config.unroll_layers else 1
-      return jax.lax.scan(rematerialized(layer, self.config), x, (parameters, carriers, indices, replayed), unroll=unroll)
+      return jax.lax.scan(
+        rematerialized(layer, self.config), x, (parameters, carriers, indices, replayed), unroll=unroll
+      )
 
     dtypes = nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("compute_dtype"))
     return with_cast_gradients(scan, dtypes)(nnx.to_pure_dict(state), x, rope, segment_ids, replayed)

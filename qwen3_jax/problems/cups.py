@@ -1,23 +1,15 @@
 """Tracking a ball under cups: a task that small models learn to reason about.
 
-A ball starts under one of five cups, which are then swapped in pairs; under which cup does it end? Careful traces list
-the ball's place after every swap; hasty ones answer at once, as a model does that has not learnt to think.
+A ball starts under one of five cups, which are then swapped in pairs; under which cup does it end?
 """
 
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
 
 from qwen3_jax.problems.problem import Problem
 
 CUPS = "abcde"
-
-
-class Trace(NamedTuple):
-  problem: Problem
-  thinking: str
-  careful: bool
 
 
 def cups_problems(count: int, seed: int, swaps: tuple[int, int] = (6, 6)) -> list[Problem]:
@@ -38,21 +30,6 @@ def places(problem: Problem) -> list[str]:
     start = {swap[0]: swap[1], swap[1]: swap[0]}.get(start, start)
     found.append(start)
   return found
-
-
-def cups_traces(problems: list[Problem], hasty: float, seed: int) -> list[Trace]:
-  """A trace of every problem, a share of them `hasty`: thinking that tracks nothing. All end in the right answer."""
-  rng = random.Random(f"traces {seed}")
-  traces = []
-  for problem in problems:
-    careful = rng.random() >= hasty
-    traces.append(Trace(problem, " ".join(places(problem)) if careful else "hm", careful))
-  return traces
-
-
-def is_careful(thinking: str) -> bool:
-  """Whether a trace tracks the ball step by step, rightly or not."""
-  return len(thinking.split()) > 1
 
 
 def _problem(rng: random.Random, swaps: int) -> Problem:

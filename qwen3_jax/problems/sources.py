@@ -3,14 +3,16 @@
 | spec | problems |
 |---|---|
 | `jsonl:FILE` | of a file that `records.write_problems` wrote |
-| `reasoning-gym:FAMILIES:COUNT[:SEED]` | COUNT of each family, comma-separated, or `all`; needs the extra `rl` |
+| `reasoning-gym:FAMILIES:COUNT[:SEED[:CONFIG]]` | COUNT of each family, comma-separated, or `all`; CONFIG is a JSON object of the families' options; needs the extra `rl` |
 | `cups:COUNT[:SEED[:LEAST-MOST]]` | the built-in task of `cups.py`, with so many swaps |
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
+from typing import Any
 
 from qwen3_jax.data.sources import SourceError
 from qwen3_jax.problems.problem import Problem
@@ -31,7 +33,7 @@ def check_spec(spec: str) -> str | None:
     elif kind == "cups":
       _cups(rest)
   except ValueError:
-    forms = {"reasoning-gym": "FAMILIES:COUNT[:SEED]", "cups": "COUNT[:SEED[:LEAST-MOST]]"}
+    forms = {"reasoning-gym": "FAMILIES:COUNT[:SEED[:CONFIG]]", "cups": "COUNT[:SEED[:LEAST-MOST]]"}
     return f"{spec!r}: expected {kind}:{forms[kind]}"
   return None
 
@@ -56,18 +58,27 @@ def open_problems(spec: str) -> list[Problem]:
     from qwen3_jax.problems.reasoning_gym import families, reasoning_gym_problems
   except ImportError as error:
     raise ImportError(f"{spec!r} needs the package {error.name}: pip install 'qwen3_jax[rl]'") from error
-  names, count, seed = _gym(rest)
-  return reasoning_gym_problems(families() if names == ["all"] else names, count, seed)
+  names, count, seed, options = _gym(rest)
+  return reasoning_gym_problems(families() if names == ["all"] else names, count, seed, options)
 
 
-def _gym(rest: str) -> tuple[list[str], int, int]:
-  names, count, *seed = rest.split(":")
-  return names.split(","), int(count), int(seed[0]) if seed else 0
+def _gym(rest: str) -> tuple[list[str], int, int, dict[str, Any] | None]:
+  names, rest = rest.split(":", 1)
+  count, seed, config = _fields(rest, "0", "")
+  options = json.loads(config) if config else None
+  if not (options is None or isinstance(options, dict)):
+    raise ValueError(config)
+  return names.split(","), int(count), int(seed), options
 
 
 def _cups(rest: str) -> tuple[int, int, tuple[int, int]]:
-  count, seed, swaps, *_ = [*rest.split(":"), "0", "6-6"] if rest.count(":") < 2 else rest.split(":")
-  if rest.count(":") == 1:
-    count, seed, swaps = *rest.split(":"), "6-6"
+  count, seed, swaps = _fields(rest, "0", "6-6")
   least, most = swaps.split("-")
   return int(count), int(seed), (int(least), int(most))
+
+
+def _fields(rest: str, *defaults: str) -> list[str]:
+  """The fields of a spec, the last of which may hold colons; what is missing has its default."""
+  given = rest.split(":", len(defaults))
+  missing = len(defaults) + 1 - len(given)
+  return [*given, *defaults[len(defaults) - missing :]]

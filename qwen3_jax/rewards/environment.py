@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rewards.registry import check_problem, verify
+from qwen3_jax.rewards.registry import check_problem, is_immediate, verify
 from qwen3_jax.rewards.verdict import Verdict
 from qwen3_jax.rollout.environment import Action, Observation, StepResult
 
@@ -24,6 +24,9 @@ class ProblemEnvironment:
     seconds: the verifier may take.
 
   Raises ValueError for a problem that cannot be verified.
+
+  Attributes:
+    immediate: whether answers are verified in this process, see `Environment`.
   """
 
   def __init__(
@@ -41,6 +44,7 @@ class ProblemEnvironment:
     self._format_reward = format_reward
     self._require_thinking_closed = require_thinking_closed
     self._seconds = seconds
+    self.immediate = is_immediate(problem)
 
   def reset(self) -> Observation:
     return Observation([{"role": "user", "content": self._problem.prompt}])

@@ -28,6 +28,7 @@ KINDS = {
   "sets": "qwen3_jax.rewards.sets",
 }
 _SANDBOXED = {"code"}  # its own processes: `verify_apart` runs in a thread of this one
+_IMMEDIATE = {"arithmetic", "exact", "numeric", "sets"}  # verified here, whatever the answer
 _SECONDS = 10.0  # for an answer, where the spec does not say otherwise
 
 
@@ -42,6 +43,11 @@ def check_problem(problem: Problem) -> None:
     _module(kind).check(problem)
   except ValueError as error:
     raise ValueError(f"problem {problem.id!r}: {error}") from None
+
+
+def is_immediate(problem: Problem) -> bool:
+  """Whether any answer is verified in this process, in no time."""
+  return problem.verifier["kind"] in _IMMEDIATE and "pattern" not in problem.verifier
 
 
 def verify(problem: Problem, response: str, *, seconds: float = _SECONDS) -> Verdict:

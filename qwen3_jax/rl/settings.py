@@ -20,8 +20,7 @@ def rl_problems(prefix: str, stage: ConfigDict) -> Iterator[str]:
     yield f"{prefix}samples={stage.samples}: must be at least 2, advantages compare the answers to a problem"
   elif "minibatches" not in wrong and stage.batch_size * stage.minibatches % stage.samples:
     yield (
-      f"{prefix}samples={stage.samples}: must divide batch_size * minibatches ="
-      f" {stage.batch_size * stage.minibatches}"
+      f"{prefix}samples={stage.samples}: must divide batch_size * minibatches = {stage.batch_size * stage.minibatches}"
     )
   if not stage.problems:
     yield f"{prefix}problems='': names no problems"

@@ -49,6 +49,7 @@ class _Sequence:
     self.request = request
     self.result = Result()
     self.tokens = list(request.prompt)  # prompt and answer
+    self.prompt = np.asarray(request.prompt, np.int32).tobytes()  # quick to look up
     self.key = request_key(request.seed)
     self.slot: int | None = None
     self.cached = 0  # tokens in the slot's cache
@@ -56,6 +57,26 @@ class _Sequence:
     self.row: Rows | None = None  # of one that had to give up its slot
     self.held = False
     self.decoding = False  # whether the slot's row on the devices is this request's
+
+
+class _Room:
+  """Where there is room for requests, by shard."""
+
+  def __init__(self, slots: Sequence[_Sequence | None], of_shard: int):
+    self._of_shard = of_shard
+    self.free: list[collections.deque[int]] = [collections.deque() for _ in range(len(slots) // of_shard)]
+    self.prompts: dict[bytes, set[int]] = {}  # shards that hold a prompt
+    for slot, sequence in enumerate(slots):
+      if sequence is None:
+        self.free[slot // of_shard].append(slot)
+      else:
+        self.prompts.setdefault(sequence.prompt, set()).add(slot // of_shard)
+
+  def fill(self, slot: int, sequence: _Sequence) -> None:
+    shard = slot // self._of_shard
+    if slot in self.free[shard]:  # a further turn has its slot already
+      self.free[shard].remove(slot)
+    self.prompts.setdefault(sequence.prompt, set()).add(shard)
 
 
 class Engine:
@@ -318,9 +339,10 @@ class Engine:
     waiting, self._waiting = self._waiting, collections.deque()
     full = False
     admitted: list[_Sequence] = []
+    room = _Room(self._slots, self._slots_of_shard)
     for sequence, slot in [(s, s.slot) for s in waiting]:
       if slot is None:
-        slot = None if full else self._free_slot(sequence)
+        slot = None if full else self._free_slot(sequence, room)
         if slot is None:
           full = True  # later ones do not overtake
           self._waiting.append(sequence)
@@ -329,8 +351,13 @@ class Engine:
         continue
       sequence.slot = slot
       self._slots[slot] = sequence
-      if self._pages is None or self._grow(sequence, len(sequence.tokens) + 1):
+      if self._pages is None:
+        room.fill(slot, sequence)
         admitted.append(sequence)
+        continue
+      if self._grow(sequence, len(sequence.tokens) + 1):
+        admitted.append(sequence)
+      room = _Room(self._slots, self._slots_of_shard)  # others may have given up theirs
     admitted = [s for s in admitted if s.slot is not None]
     if not admitted:
       return
@@ -354,42 +381,32 @@ class Engine:
     others = sum(s is not None and self._shard(s) == shard for s in self._slots)
     return others == 0 or self._pages.missing(slot, len(sequence.tokens) + 1) + others <= self._pages.free_pages(slot)
 
-  def _free_slot(self, sequence: _Sequence) -> int | None:
+  def _free_slot(self, sequence: _Sequence, room: _Room) -> int | None:
     """An empty slot, in a shard with the pages that holds the same prompt or has most room."""
-    free = [i for i, s in enumerate(self._slots) if s is None and self._has_pages(i, sequence)]
-    if not free:
-      return None
-    if self._shards == 1:
-      return free[0]
+    firsts = [free[0] for free in room.free if free and self._has_pages(free[0], sequence)]
+    same = room.prompts.get(sequence.prompt, set())
     shard = lambda slot: slot // self._slots_of_shard
-    prompt = sequence.request.prompt
-    same = {shard(i) for i, s in enumerate(self._slots) if s is not None and s.request.prompt == prompt}
-    load = collections.Counter(shard(i) for i, s in enumerate(self._slots) if s is not None)
-    return min(free, key=lambda slot: (shard(slot) not in same, load[shard(slot)], slot))
+    key = lambda slot: (shard(slot) not in same, -len(room.free[shard(slot)]), slot)
+    return min(firsts, key=key, default=None)
 
   def _fill(self, admitted: list[_Sequence]) -> None:
     """The cache with all tokens but the last of each; of requests with one prompt, those of the first are copied."""
     copies: list[tuple[_Sequence, _Sequence]] = []
     leaders: list[_Sequence] = []
-    holders = [s for s in self._slots if s is not None and s not in admitted]
+    new = {s.id for s in admitted}
+    holders = {(s.prompt, self._shard(s)): s for s in self._slots if s is not None and s.id not in new}
     for sequence in admitted:
-      source = next((s for s in holders if self._shares(s, sequence)), None)
-      if source is not None:
+      source = holders.setdefault((sequence.prompt, self._shard(sequence)), sequence)
+      # A further turn, and one that goes on after it gave up its slot, has more cached, or more to cache, than a prompt.
+      fresh = sequence.cached == 0 and len(sequence.tokens) == len(sequence.request.prompt) > 1
+      if source is not sequence and fresh:
         copies.append((source, sequence))
       else:
         leaders.append(sequence)
-        holders.append(sequence)
     self._prefill(leaders)
     A = self._prefill_rows
     for start in range(0, len(copies), A):
       self._copy(copies[start : start + A])
-
-  def _shares(self, source: _Sequence, target: _Sequence) -> bool:
-    """Whether the source's cache holds, or will after its prefill, all that the target needs."""
-    fresh = target.cached == 0 and len(target.tokens) == len(target.request.prompt) and len(target.tokens) > 1
-    if not fresh or source.request.prompt != target.request.prompt:
-      return False
-    return self._shard(source) == self._shard(target)
 
   def _slot(self, sequence: _Sequence) -> int:
     assert sequence.slot is not None

@@ -54,7 +54,8 @@ class Environment(Protocol):
   """One conversation at a time.
 
   Rollouts call both methods in threads, one at a time for each environment, those of different environments at once.
-  What raises or takes too long ends its own trajectory alone.
+  What raises or takes too long ends its own trajectory alone. One whose attribute `immediate` is true neither waits
+  for anything nor works long: it is called without a thread, and a time limit.
   """
 
   def reset(self) -> Observation:

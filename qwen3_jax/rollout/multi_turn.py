@@ -198,12 +198,13 @@ class _Rollouts:
     self._work = _Background(max(engine.slots, _FEWEST_THREADS), seconds)
     self._answering: dict[int, _Run] = {}  # by their requests' ids
     self._held: set[int] = set()
+    self._prompts: dict[str, list[int]] = {}  # samples of a prompt share its encoding
 
   def finish(self, runs: Sequence[_Run]) -> None:
     """Runs all to their ends."""
     engine = self._engine
     for run in runs:
-      self._work.add(run, functools.partial(self._reset, run.environment))
+      self._add(run, functools.partial(self._reset, run.environment))
     try:
       wait = False
       while self._work or self._answering:
@@ -223,6 +224,18 @@ class _Rollouts:
         engine.cancel(run.id)  # those that have ended are gone
       raise
 
+  def _add(self, run: _Run, function: Callable[[], Any]) -> None:
+    """Work of the run's environment."""
+    if not getattr(run.environment, "immediate", False):
+      self._work.add(run, function)
+      return
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    try:
+      future.set_result(function())
+    except Exception as error:
+      future.set_exception(error)
+    self._continue(run, future)
+
   # In the threads of environments
 
   def _reset(self, environment: Environment) -> _Start:
@@ -231,8 +244,11 @@ class _Rollouts:
       raise TypeError(f"it returned {type(observation).__name__}, expected Observation")
     messages = check_messages(observation.messages)
     tools = copy.deepcopy(list(observation.tools)) if observation.tools else None
-    prompt = encode_conversation(self._tokenizer, messages, tools, self._enable_thinking, add_generation_prompt=True)
-    return _Start(messages, tools, prompt.ids)
+    key = repr((messages, tools))
+    if key not in self._prompts:
+      encoded = encode_conversation(self._tokenizer, messages, tools, self._enable_thinking, add_generation_prompt=True)
+      self._prompts[key] = encoded.ids
+    return _Start(messages, tools, list(self._prompts[key]))
 
   def _step(self, run: _Run, action: Action, messages: list[dict[str, Any]], last: bool) -> _Reply:
     """`messages`: the conversation, the action's included."""
@@ -298,14 +314,14 @@ class _Rollouts:
       result.log_probabilities[start:],
       result.sampling_log_probabilities[start:],
       result.sampled[start:],
-      reason,
+      finish_reason=reason,
       thinking_halted=not all(result.sampled[start:]),
     )
     answer = completion(self._tokenizer, self._ids, [*trajectory.prompt, *result.tokens[:start]], part)
     action = Action(answer.response, answer.thinking, answer.finish_reason)
     trajectory.messages.append(action.message)
     last = reason == "context" or trajectory.turns == self._max_turns
-    self._work.add(run, functools.partial(self._step, run, action, list(trajectory.messages), last))
+    self._add(run, functools.partial(self._step, run, action, list(trajectory.messages), last))
 
   def _extend(self, run: _Run, reply: _Reply) -> bool:
     """Whether the model answers again."""

@@ -42,6 +42,7 @@ from qwen3_jax.train_step import split_micro_batches
 from qwen3_jax.workdir import Workdir
 
 _SHOWN = 4  # answers of an evaluation
+_PREFILL_ROWS = 32  # many requests start at once
 
 
 def make_program(config: ConfigDict, name: str) -> TrainProgram:
@@ -96,9 +97,7 @@ def make_stage(
   control = settings.entropy
   batches = RolloutBatches(
     collector,
-    EntropyControl(
-      control.target, control.rise, control.gain, control.minimum, control.maximum, control.coefficient
-    ),
+    EntropyControl(control.target, control.rise, control.gain, control.minimum, control.maximum, control.coefficient),
     steps=settings.steps,
     batch_size=settings.batch_size,
     epochs=settings.epochs,
@@ -145,6 +144,7 @@ def _asker(settings: ConfigDict, program: TrainProgram, tokenizer: Tokenizer, me
     EngineSettings(
       slots=rollout.slots,
       max_length=settings.sequence_length,
+      prefill_rows=min(_PREFILL_ROWS, rollout.slots),
       prefill_length=min(EngineSettings.prefill_length, settings.sequence_length),
       adjustments=False,
       record_experts=program.rollout is not None and program.rollout.experts,

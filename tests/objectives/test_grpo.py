@@ -307,8 +307,8 @@ def test_routing_replay():
   batch = make_batch(experts=True)
   free = model.hidden(batch.tokens, batch.positions, batch.segment_ids).final
   none = np.full((B, T, L, K), -1, np.int16)
-  replayed = lambda params, experts: (
-    from_parameters(MOE, params).hidden(batch.tokens, batch.positions, batch.segment_ids, experts=experts)
+  replayed = lambda params, experts: from_parameters(MOE, params).hidden(
+    batch.tokens, batch.positions, batch.segment_ids, experts=experts
   )
   np.testing.assert_array_equal(replayed(params, none).final, free)
   counted = replayed(params, batch.rollout.experts)
