@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import base_config, corpus, pretrain_stage
+from qwen3_jax.config import base_config, corpus, pretrain_stage, rl_stage, sft_stage
 from qwen3_jax.models.config import ModelConfig
 
 BILLION, TRILLION = 10**9, 10**12
@@ -15,7 +15,8 @@ BILLION, TRILLION = 10**9, 10**12
 # Of every experiment: stage=s2 runs that stage alone; tiny shrinks the recipe to a laptop.
 ARGUMENTS = {"stage": "", "tiny": False}
 # Of the eight sizes, too: the folder that holds the prepared corpora by name, and the released tokenizer.
-SIZE_ARGUMENTS = {**ARGUMENTS, "corpora": "corpora", "tokenizer": "tokenizer"}
+# post=rl goes on after S3, as the report's flagships do.
+SIZE_ARGUMENTS = {**ARGUMENTS, "corpora": "corpora", "tokenizer": "tokenizer", "post": ("none", "rl")}
 
 # Shares of the tokens by domain. The report names the domains and says that S2 raises STEM, code, reasoning and
 # synthetic data; it publishes no shares, so these are our choice. `multilingual` is everything but English and Chinese.
@@ -124,7 +125,52 @@ def pretraining(
     optimizer={"schedule": "cosine", "peak_lr": peak_lr / 10, "final_lr": peak_lr / 100, "warmup_steps": 200},
     **common,
   )
+  if arguments.post == "rl":
+    reasoning(config, arguments, devices=devices, tokens_per_device=tokens_per_device)
   return config
+
+
+def reasoning(config: ConfigDict, arguments: SimpleNamespace, *, devices: int, tokens_per_device: int) -> None:
+  """Long-CoT cold start, then reasoning RL (report, sections 4.1 and 4.2).
+
+  The folder of corpora holds cold_start.jsonl, conversations that `curation.cold_start` wrote, and reasoning_rl.jsonl
+  and reasoning_validation.jsonl, problems that `select_queries` chose: 3,995 in the report. It says that the cold start
+  is small in samples and steps, that batches are large with many rollouts a query, that updates are off-policy, and
+  that RL took 170 steps; the rest is our choice.
+  """
+  context = max(1, 32_768 // tokens_per_device)
+  long = {"sequence_length": 32_768, "mesh": {"context": context}}
+  micro_batches = lambda batch_size: max(1, batch_size * 32_768 // (devices * tokens_per_device))
+  config.data.corpora.cold_start = corpus(f"chat:{arguments.corpora}/cold_start.jsonl")
+  config.pipeline += ("cold_start", "reasoning_rl")
+  balance = {"balance_counts": "running"} if config.model.num_experts else {}
+  config.stages.cold_start = sft_stage(
+    **long,
+    batch_size=512,
+    micro_batches=micro_batches(512),
+    tokens=200 * 512 * 32_768,
+    mixture={"cold_start": 1.0},
+    optimizer={"schedule": "cosine", "peak_lr": 1e-5, "final_lr": 1e-6, "warmup_steps": 10},
+    evaluate_every=50,
+    **balance,
+  )
+  config.stages.reasoning_rl = rl_stage(
+    **long,
+    problems=f"jsonl:{arguments.corpora}/reasoning_rl.jsonl",
+    validation_problems=f"jsonl:{arguments.corpora}/reasoning_validation.jsonl",
+    batch_size=512,
+    micro_batches=micro_batches(512),
+    minibatches=4,  # 128 problems with 16 answers each
+    samples=16,
+    steps=4 * 170,
+    evaluate_every=40,
+    overlong="penalize",
+    overlong_tokens=4096,
+    rollout={"max_new_tokens": 30_720, "slots": 1024, "staleness": 1},
+    entropy={"gain": 0.001, "maximum": 0.01},
+    optimizer={"schedule": "constant", "peak_lr": 1e-6, "final_lr": 0.0, "warmup_steps": 10, "weight_decay": 0.0},
+    **balance,
+  )
 
 
 def finish(config: ConfigDict, arguments: SimpleNamespace) -> ConfigDict:
@@ -154,9 +200,13 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.mesh[axis] = 1
   config.mesh.fsdp = -1
   config.cpu_devices = 1
-  config.tokenizer = {"path": "", "train_vocab_size": TINY_VOCABULARY, "train_megabytes": 1}
+  vocabulary = min(config.tokenizer.train_vocab_size, TINY_VOCABULARY)
+  config.tokenizer = {"path": "", "train_vocab_size": vocabulary, "train_megabytes": 1}
   config.data.prepare_workers = 1
   for settings in config.data.corpora.values():
+    if settings.source.startswith(("traces:", "chat:")):  # no text would do in their place
+      settings.source = settings.source if settings.source.startswith("traces:") else "traces:0.5:cups:500:1"
+      continue
     limit = settings.limit_megabytes if settings.source.startswith("python:") else 0
     # All corpora become the same text, prepared once.
     settings.update(source="python:", domain="text", limit_megabytes=min(limit or 1, 1), validation_fraction=0.05)
@@ -168,6 +218,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
   lr_scale = TINY_PEAK_LR / max(stage.optimizer.peak_lr for stage in stages)
   for stage in stages:
     _tiny_stage(stage, shrink, lr_scale)
+    (_tiny_rl if stage.kind == "rl" else _tiny_packed)(stage, shrink)
   return config
 
 
@@ -179,7 +230,7 @@ def _tiny_model(model: ConfigDict) -> None:
   feed_forward = 16 * max(1, round(hidden * model.intermediate_size / model.hidden_size / 16))
   model.update(
     name=f"{model.name}-tiny",
-    vocab_size=TINY_VOCABULARY,
+    vocab_size=min(model.vocab_size, TINY_VOCABULARY),
     num_layers=min(model.num_layers, 2),
     hidden_size=hidden,
     intermediate_size=min(model.intermediate_size, feed_forward),
@@ -193,7 +244,8 @@ def _tiny_model(model: ConfigDict) -> None:
 
 
 def _tiny_stage(stage: ConfigDict, shrink: float, lr_scale: float) -> None:
-  steps = stage.tokens // (stage.batch_size * stage.sequence_length)
+  """What all kinds of stages have."""
+  steps = stage.steps if stage.kind == "rl" else stage.tokens // (stage.batch_size * stage.sequence_length)
   new_steps = min(steps, TINY_STEPS)
   optimizer = stage.optimizer
   warmup = math.ceil(optimizer.warmup_steps * new_steps / steps) if steps else 0
@@ -204,17 +256,30 @@ def _tiny_stage(stage: ConfigDict, shrink: float, lr_scale: float) -> None:
     sequence_length=length,
     batch_size=batch_size,
     micro_batches=math.gcd(batch_size, min(stage.micro_batches, 2)),
-    tokens=new_steps * batch_size * length,
-    length_buckets=tuple(
-      (round(low / shrink), min(round(high / shrink), length), share) for low, high, share in stage.length_buckets
-    ),
     evaluate_every=TINY_STEPS // 2,
-    evaluate_batches=1,
-    sample_tokens=min(stage.sample_tokens, 8),
   )
+  stage["steps" if stage.kind == "rl" else "tokens"] = new_steps * (1 if stage.kind == "rl" else batch_size * length)
   optimizer.update(
     peak_lr=optimizer.peak_lr * lr_scale,
     final_lr=optimizer.final_lr * lr_scale,
     # A scaled-down warm-up of one step would be none.
     warmup_steps=max(warmup, min(optimizer.warmup_steps, new_steps // 10)),
   )
+
+
+def _tiny_packed(stage: ConfigDict, shrink: float) -> None:
+  length = stage.sequence_length
+  stage.update(
+    length_buckets=tuple(
+      (round(low / shrink), min(round(high / shrink), length), share) for low, high, share in stage.length_buckets
+    ),
+    evaluate_batches=1,
+    sample_tokens=min(stage.sample_tokens, 8),
+  )
+
+
+def _tiny_rl(stage: ConfigDict, shrink: float) -> None:
+  if not stage.problems.startswith("cups:"):
+    stage.update(problems="cups:100:2", validation_problems="cups:10:3")
+  stage.update(samples=4, evaluate_problems=4, evaluate_samples=2, waves=min(stage.waves, 2))
+  stage.rollout.update(slots=8, max_new_tokens=max(4, round(stage.rollout.max_new_tokens / shrink)))

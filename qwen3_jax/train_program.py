@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 
 from qwen3_jax.batch import Batch, Rollout
 from qwen3_jax.compiler_options import compiler_options
+from qwen3_jax.models.cached import decoding_layout
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.flops import training_flops_per_token
+from qwen3_jax.models.transformer import abstract_parameters
 from qwen3_jax.objectives.loss_output import Objective
-from qwen3_jax.sharding import batch_sharding, replicated
+from qwen3_jax.sharding import batch_sharding, parameter_shardings, replicated
 from qwen3_jax.train_state import TrainState, abstract_state, create_state
 from qwen3_jax.train_step import make_train_step
 
@@ -83,6 +85,15 @@ class TrainProgram:
     """What a step is given, by kind, as ShapeDtypeStructs with their shardings."""
     state = self.abstract_state(mesh)
     return {"parameters": state.params, "optimizer": state.optimizer, "batch": self.abstract_batch(mesh)}
+
+  def resident(self, mesh: Mesh) -> dict[str, Any]:
+    """What else is on the devices during a step, as `arguments`: a reference model, in the dtypes it computes in."""
+    if self.rollout is None or not self.rollout.reference:
+      return {}
+    of_layout = lambda params: decoding_layout(self.model, params, stacked=True)
+    shapes = jax.eval_shape(of_layout, abstract_parameters(self.model))
+    placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return {"reference": jax.tree.map(placed, shapes, parameter_shardings(self.model, mesh))}
 
   def lower(self, mesh: Mesh) -> jax.stages.Lowered:
     """The train step on `mesh`, traced and lowered; `.compile()` gives `step(state, batch, learning_rate)`.

@@ -44,6 +44,9 @@ class Program(Protocol):
   def arguments(self, mesh: Mesh) -> dict[str, Any]:
     """What a step is given, by kind: `parameters` and others, as trees of ShapeDtypeStructs with shardings."""
 
+  def resident(self, mesh: Mesh) -> dict[str, Any]:
+    """What else is on the devices meanwhile, likewise."""
+
   def lower(self, mesh: Mesh) -> jax.stages.Lowered: ...
 
 

@@ -60,7 +60,20 @@ def compile_report(program: Program, lowered: Lowered, mesh: Mesh, topology: Top
     report |= _overflow(result, of_arguments)
   else:
     report |= _measured(program, result, arguments, mesh, topology)
+  for kind, tree in program.resident(mesh).items():
+    _add_resident(report, kind, device_bytes(tree))
   return report | {"host_peak_bytes": host_peak_bytes()}
+
+
+def _add_resident(report: Report, kind: str, size: int) -> None:
+  """Counts what is on the devices beside the program."""
+  hbm = report["hbm"]
+  hbm["argument"] += size
+  hbm["peak"] += size
+  report["hbm_categories"][kind] = size
+  if hbm["peak"] > hbm["limit"]:
+    report["fits"] = False
+    report["overflow_bytes"] = hbm["peak"] - hbm["limit"]
 
 
 def _overflow(overflow: HbmOverflow, of_arguments: Mapping[str, int]) -> Report:

@@ -122,9 +122,9 @@ def _record_document(record: Mapping[str, Any], text_field: str, id: str) -> Doc
   return Document(text, **record_labels(record, id), replaced=replaced)
 
 
-def record_labels(record: Mapping[str, Any], id: str) -> dict[str, str]:
+def record_labels(record: Mapping[str, Any], id: str) -> dict[str, Any]:
   """Domain, language and id of a record; `id` is where it stands."""
-  labels = {key: _label(record.get(key)) for key in ("domain", "language", "id")}
+  labels: dict[str, Any] = {key: _label(record.get(key)) for key in ("domain", "language", "id")}
   return labels | {"id": labels["id"] or id}
 
 

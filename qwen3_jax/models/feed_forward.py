@@ -24,7 +24,7 @@ class FeedForward(nnx.Module):
     self.up = normal_parameter(rngs, config, (L, D, F), ("layers", *_IN))
     self.down = normal_parameter(rngs, config, (L, F, D), ("layers", *_OUT))
 
-  def __call__(self, x: jax.Array, segment_ids: jax.Array, replayed: None = None) -> tuple[jax.Array, None]:
+  def __call__(self, x: jax.Array, segment_ids: jax.Array, replayed: jax.Array | None = None) -> tuple[jax.Array, None]:
     """x [B, T, D] -> ([B, T, D], None): no router, no routing."""
     gate = checkpoint_name(linear(x, self.gate[...].astype(self.dtype), _IN), "gate")
     up = checkpoint_name(linear(x, self.up[...].astype(self.dtype), _IN), "up")

@@ -99,7 +99,7 @@ def grpo(settings: GRPO) -> Objective:
 
 
 def _exp(difference: jax.Array) -> jax.Array:
-  """exp of a difference of log-probabilities, bounded: the gradient of an infinite ratio that is clipped would be NaN."""
+  """exp of a difference of log-probabilities, bounded: an infinite ratio, though clipped, would have a gradient NaN."""
   return jnp.exp(jnp.clip(difference, -_LARGEST_DIFFERENCE, _LARGEST_DIFFERENCE))
 
 

@@ -3,8 +3,10 @@
 | spec | problems |
 |---|---|
 | `jsonl:FILE` | of a file that `records.write_problems` wrote |
-| `reasoning-gym:FAMILIES:COUNT[:SEED[:CONFIG]]` | COUNT of each family, comma-separated, or `all`; CONFIG is a JSON object of the families' options; needs the extra `rl` |
+| `reasoning-gym:FAMILIES:COUNT[:SEED[:CONFIG]]` | COUNT of each family, comma-separated, or `all`; extra `rl` |
 | `cups:COUNT[:SEED[:LEAST-MOST]]` | the built-in task of `cups.py`, with so many swaps |
+
+CONFIG is a JSON object: of a family, the library's options.
 """
 
 from __future__ import annotations

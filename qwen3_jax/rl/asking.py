@@ -62,6 +62,7 @@ class Asker:
   def ask(self, params: Parameters | None, problems: Sequence[Problem], samples: int, seed: int) -> list[list[Answer]]:
     """`samples` answers to each, the same for the same seed and parameters; None: those of the last call."""
     if params is not None:
+      self.engine.rest()
       self.engine.update(params)
     environments = [self.environment(problem) for problem in problems for _ in range(samples)]
     seeds = [derived_seed(seed, problem.id, number) for problem in problems for number in range(samples)]
@@ -113,6 +114,19 @@ def summary(problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> 
     by_domain.setdefault(problem.sub_domain, []).append(mean(answer.right for answer in group))
   if len(by_domain) > 1:
     metrics |= {f"pass@1/{name}": mean(rates) for name, rates in sorted(by_domain.items())}
+  return metrics | by_thinking_length(answers)
+
+
+def by_thinking_length(answers: Sequence[Answer]) -> dict[str, float]:
+  """Where accuracy comes from: `share/thinking 8..15`, of answers that think so many tokens, and their `pass@1/...`."""
+  buckets: dict[int, list[float]] = {}
+  for answer in answers:
+    buckets.setdefault(answer.thinking_tokens.bit_length(), []).append(float(answer.right))
+  metrics = {}
+  for bits, right in sorted(buckets.items()):
+    name = f"thinking {2 ** (bits - 1)}..{2**bits - 1}" if bits else "thinking 0"
+    metrics[f"share/{name}"] = len(right) / len(answers)
+    metrics[f"pass@1/{name}"] = float(np.mean(right))
   return metrics
 
 

@@ -59,6 +59,7 @@ class Collector:
         useful = np.flatnonzero(~zero_variance(np.stack(rewards))).tolist()
         if len(useful) == self.groups:
           break
+      self.asker.engine.rest()  # training needs the memory
     others = sorted(set(range(len(groups))) - set(useful))
     chosen = sorted([*useful, *others[: self.groups - len(useful)]])
     advantages = group_advantages(np.stack([rewards[i] for i in chosen]), self.normalize_std)

@@ -32,7 +32,7 @@ class ProblemOrder:
     self._settled: set[int] = set()  # in this one, so far
 
   def take(self, count: int) -> list[Problem]:
-    taken = []
+    taken: list[Problem] = []
     order = self._order()
     while len(taken) < count:
       if self._next == len(order):

@@ -49,7 +49,8 @@ def completion(
   ending: ThinkingEnd = "none"
   if opened:
     ending = "unclosed" if phase == INSIDE else "budget" if result.thinking_halted else "closed"
-  decode = lambda tokens: tokenizer.decode(tokens, skip_special=True)
+  # A model may have more rows than its tokenizer has tokens: they stand for nothing.
+  decode = lambda tokens: tokenizer.decode([t for t in tokens if t < tokenizer.vocab_size], skip_special=True)
   return Completion(
     text=_before(decode(result.tokens), stop),
     thinking=_before(decode(thinking), stop).strip("\n"),

@@ -70,6 +70,9 @@ class DecodeProgram:
       "page_table": place(table, programs.whole),
     }
 
+  def resident(self, mesh: Mesh) -> dict[str, Any]:
+    return {}
+
   def lower(self, mesh: Mesh) -> jax.stages.Lowered:
     steps = jax.ShapeDtypeStruct((), np.int32)
     with jax.set_mesh(mesh):

@@ -133,6 +133,15 @@ class Engine:
     """
     self._params = self._programs.layout(params)
 
+  def rest(self) -> None:
+    """Frees parameters and cache, until `update`; then it is as new: what was rounded depends on no earlier request.
+
+    Raises ValueError while anything waits, runs or is held.
+    """
+    if self._waiting or any(self._slots) or self._held:
+      raise ValueError("Engine.rest: there are requests")
+    self._params = self._cache = self._rows = self._pages = None
+
   # Requests
 
   def submit(self, request: Request) -> int:
@@ -397,7 +406,7 @@ class Engine:
     holders = {(s.prompt, self._shard(s)): s for s in self._slots if s is not None and s.id not in new}
     for sequence in admitted:
       source = holders.setdefault((sequence.prompt, self._shard(sequence)), sequence)
-      # A further turn, and one that goes on after it gave up its slot, has more cached, or more to cache, than a prompt.
+      # A further turn, and one that goes on after it gave up its slot, has more cached, or to cache, than a prompt.
       fresh = sequence.cached == 0 and len(sequence.tokens) == len(sequence.request.prompt) > 1
       if source is not sequence and fresh:
         copies.append((source, sequence))

@@ -15,6 +15,7 @@ from qwen3_jax.checkpoint import Checkpointer, CheckpointError
 from qwen3_jax.config import stage_model
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.models.cached import decoding_layout
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters, from_parameters
 from qwen3_jax.objectives.grpo import grpo
@@ -200,9 +201,10 @@ def log_probabilities(program: TrainProgram, temperature: float, mesh: Mesh) -> 
 def _reference(
   config: ConfigDict, program: TrainProgram, mesh: Mesh, workdir: Workdir, previous: str | None
 ) -> Parameters:
-  """What the stage starts from, frozen."""
+  """What the stage starts from, frozen, in the dtypes that it computes in."""
+  frozen = jax.jit(functools.partial(decoding_layout, program.model, stacked=True))
   if previous is None:
-    return program.create_state(mesh, config.seed).params
+    return frozen(program.create_state(mesh, config.seed).params)
   checkpoints = Checkpointer(workdir.checkpoints(previous), keep=config.checkpoint.keep)
   try:
     restored = checkpoints.restore(program.abstract_state(mesh))
@@ -210,7 +212,7 @@ def _reference(
     checkpoints.close()
   if restored is None:
     raise CheckpointError(f"the reference model is that of stage {previous!r}, which has no checkpoint in {workdir}")
-  return restored.state.params
+  return frozen(restored.state.params)
 
 
 def _assess(
@@ -221,6 +223,7 @@ def _assess(
     return {}, []
   with asker.lock:
     groups = asker.ask(params, problems, samples, seed)
+    asker.engine.rest()
   shown = [_sample(asker.tokenizer, problem, group[0]) for problem, group in zip(problems, groups)][:_SHOWN]
   return summary(problems, groups), shown
 
@@ -228,4 +231,5 @@ def _assess(
 def _sample(tokenizer: Tokenizer, problem: Problem, answer: Answer) -> Sample:
   trajectory = answer.trajectory
   reason = "" if answer.right else f": {trajectory.infos[-1].get('reason', '')}" if trajectory.infos else ""
-  return Sample(problem.prompt, f"{tokenizer.decode(trajectory.tokens)}\n[score {answer.score:g}{reason}]")
+  text = tokenizer.decode([token for token in trajectory.tokens if token < tokenizer.vocab_size])
+  return Sample(problem.prompt, f"{text}\n[score {answer.score:g}{reason}]")

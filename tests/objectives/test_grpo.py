@@ -205,7 +205,7 @@ def test_equal_advantages_of_zero_give_no_gradient():
 def test_only_tokens_that_count_have_a_gradient(ratio):
   settings = GRPO(kl_coefficient=0.1, ratio=ratio, sequences_per_row=2)
   batch, (final, head) = make_batch(), inputs()
-  loss, metrics = ours(settings, batch, final, head)
+  loss = ours(settings, batch, final, head)[0]
   counts = batch.loss_weights > 0
   poisoned = lambda x: np.where(counts, x, np.nan).astype(np.float32)
   fields = ("advantages", "sampling_log_probabilities", "old_log_probabilities", "reference_log_probabilities")

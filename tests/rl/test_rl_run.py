@@ -1,0 +1,61 @@
+"""A whole run with a stage of RL, in real processes: killed and started again, it is the run that nothing disturbed."""
+
+import subprocess
+import sys
+
+import run_helpers
+from run_helpers import curves, finish, series, wait_until
+
+from qwen3_jax.data.train_tokenizer import train_sentencepiece
+from qwen3_jax.problems.cups import cups_problems, places
+
+EXPERIMENT = "miniature_reasoning"
+# Everything that has a state: two steps on a batch of rollouts, the next one made meanwhile, a reference model, waves.
+CHANGES = {
+  "pipeline": ("reasoning_rl",),
+  "log_every": 1,
+  "checkpoint.every": 3,
+  "stages.reasoning_rl.steps": 7,
+  "stages.reasoning_rl.minibatches": 2,
+  "stages.reasoning_rl.waves": 2,
+  "stages.reasoning_rl.evaluate_every": 7,
+  "stages.reasoning_rl.grpo.kl_coefficient": 0.01,
+  "stages.reasoning_rl.entropy.target": 7.0,
+  "stages.reasoning_rl.entropy.gain": 0.001,
+  "stages.reasoning_rl.rollout.staleness": 1,
+  "stages.reasoning_rl.format_reward": 0.1,
+  "stages.reasoning_rl.problems": "cups:40:2:1-2",
+  "stages.reasoning_rl.validation_problems": "cups:4:3:1-2",
+}
+
+
+def start(material, workdir):
+  config = f"--config={run_helpers.ROOT / 'experiments' / EXPERIMENT}.py:tiny"
+  changes = CHANGES | {"tokenizer.path": material.tokenizer}
+  overrides = [f"--config.{key}={value}" for key, value in changes.items()]
+  command = [sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  return subprocess.Popen(command, env=material.environment, **pipes)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
+  material = run_helpers.Material(tmp_path)
+  texts = [f"{problem.prompt} {' '.join(places(problem))}" for problem in cups_problems(200, 0)]
+  train_sentencepiece(texts, material.tokenizer / "tokenizer.model", 310)
+  finish(start(material, tmp_path / "whole")).check()
+  workdir = tmp_path / "killed"
+  logged = lambda: max(series(workdir, "reasoning_rl", "loss"), default=0)
+  process = start(material, workdir)
+  assert wait_until(lambda: logged() >= 4, process), finish(process)  # one after a checkpoint, within a batch
+  process.kill()
+  assert finish(process).code < 0
+  finish(start(material, workdir)).check()
+  whole, resumed = (curves(folder, ["reasoning_rl"])["reasoning_rl"] for folder in (tmp_path / "whole", workdir))
+  assert resumed == whole
+
+  of = lambda name: [line[name] for line in whole if name in line]
+  assert len(of("rollout/reward")) == 7 and len(set(of("rollout/reward"))) > 1
+  assert of("rollout/staleness") == [0, 0, 1, 1, 1, 1, 1]
+  assert all(kl >= 0 for kl in of("kl")) and of("kl")[-1] > 0
+  assert of("entropy_coefficient")[-1] > of("entropy_coefficient")[0] > 0
+  assert of("validation/pass@1")[0] >= 0 and (tmp_path / "whole" / "report.html").exists()
