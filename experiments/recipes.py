@@ -279,7 +279,8 @@ def _tiny_packed(stage: ConfigDict, shrink: float) -> None:
 
 
 def _tiny_rl(stage: ConfigDict, shrink: float) -> None:
-  if not stage.problems.startswith("cups:"):
+  if stage.problems.startswith("jsonl:"):
     stage.update(problems="cups:100:2", validation_problems="cups:10:3")
   stage.update(samples=4, evaluate_problems=4, evaluate_samples=2, waves=min(stage.waves, 2))
   stage.rollout.update(slots=8, max_new_tokens=max(4, round(stage.rollout.max_new_tokens / shrink)))
+  stage.overlong_tokens = round(stage.overlong_tokens / shrink)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from qwen3_jax import config as config_module
 from qwen3_jax import config_loading
-from qwen3_jax.config import base_config, corpus, make_model_config, pretrain_stage
+from qwen3_jax.config import base_config, corpus, make_model_config, pretrain_stage, rl_stage, sft_stage
 from qwen3_jax.config_checks import ConfigError, did_you_mean, validate
 from qwen3_jax.config_loading import load, parse_arg
 
@@ -272,6 +272,54 @@ def test_missing_and_mistyped_values_do_not_hide_the_rest():
 )
 def test_impossible_stage(stage, expected):
   assert expected in problems_of(valid_config(**stage))
+
+
+RL = {"steps": 4, "batch_size": 8, "samples": 4, "problems": "cups:10"}
+
+
+def test_stages_of_fine_tuning_and_rl_are_valid():
+  config = valid_config()
+  config.stages.cold_start = sft_stage(tokens=10**9, mixture={"web": 1.0})
+  config.stages.rl = rl_stage(**RL)
+  config.pipeline = ("s1", "cold_start", "rl")
+  validate(config, device_count=8)
+
+
+@pytest.mark.parametrize(
+  "stage, expected",
+  [
+    ({"steps": 0}, "rl.steps=0: must be at least 1"),
+    ({"samples": 1}, "rl.samples=1: must be at least 2"),
+    ({"samples": 3, "minibatches": 2}, "rl.samples=3: must divide batch_size * minibatches = 16"),
+    ({"problems": ""}, "rl.problems='': names no problems"),
+    ({"problems": "cup:10"}, "rl.problems='cup:10': expected kind:..., kind one of jsonl, reasoning-gym, cups."),
+    ({"validation_problems": "cups:x"}, "rl.validation_problems='cups:x': expected cups:COUNT"),
+    ({"grpo": {"ratio": "tokens"}}, "rl.grpo: GRPO: ratio='tokens', expected one of token, sequence"),
+    ({"overlong": "drop"}, "rl.overlong='drop': must be one of keep, mask, penalize"),
+    ({"overlong": "penalize"}, "rl.overlong_tokens=0: must lie in 1 .. rollout.max_new_tokens = 2048"),
+    ({"rollout": {"staleness": 2}}, "rl.rollout.staleness=2: must be 0 or 1"),
+    ({"rollout": {"temperature": 0.0}}, "rl.rollout.temperature=0.0: must be positive"),
+    ({"rollout": {"max_new_tokens": 4096}}, "leaves no room for a prompt in sequence_length=4096"),
+    ({"entropy": {"gain": -1.0}}, "rl.entropy: gain=-1.0"),
+    ({"entropy": {"coefficient": 0.5}}, "rl.entropy.coefficient=0.5: must lie in minimum=0.0 .. maximum=0.05"),
+    ({"optimizer": {"peak_lr": -1.0}}, "rl.optimizer.peak_lr=-1.0: must be positive"),
+    ({"batch_size": 10, "micro_batches": 4}, "rl.batch_size=10: must be a multiple of micro_batches=4"),
+  ],
+)
+def test_impossible_rl_stage(stage, expected):
+  config = valid_config()
+  config.stages.rl = rl_stage(**RL | stage)
+  assert expected in problems_of(config)
+
+
+def test_unknown_key_of_an_rl_stage():
+  config = valid_config()
+  config.stages.rl = rl_stage(**RL)
+  config.stages.rl.tokens = 5
+  config.stages.rl.rollout.temprature = 1.0
+  found = problems_of(config)
+  assert "stages.rl.tokens: unknown key" in found
+  assert "Did you mean 'stages.rl.rollout.temperature'?" in found
 
 
 @pytest.mark.parametrize(

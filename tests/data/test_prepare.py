@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.prepare import fingerprint, is_prepared, prepare
 from qwen3_jax.data.prepared import PreparedCorpus
 from qwen3_jax.data.records import DataError
@@ -224,3 +225,28 @@ def test_the_command_trains_a_tokenizer_and_reports(tmp_path, standard_library):
   assert "12 documents" in done.stdout and "tokens per domain: books" in done.stdout
   assert "12/12 shards" in done.stderr
   assert is_prepared(tmp_path / "out")
+
+
+def test_conversations_keep_their_loss_masks(small, tmp_path):
+  thought = {"role": "assistant", "reasoning_content": "two and two", "content": "4"}
+  conversations = [
+    {"messages": [{"role": "user", "content": "2+2?"}, thought], "domain": "sums"},
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
+  ]
+  file = tmp_path / "chat.jsonl"
+  file.write_text("".join(json.dumps(record) + "\n" for record in conversations))
+  prepare(f"chat:{file}", tmp_path / "out", small, validation_fraction=0.0, workers=1, progress=False)
+  corpus = PreparedCorpus.open(tmp_path / "out")
+  assert set(corpus.domain_names) == {"sums", "text"}
+  read = {tuple(tokens): mask for tokens, mask in map(corpus.read, range(len(corpus)))}
+  for record in conversations:
+    expected = encode_conversation(small, record["messages"])
+    mask = read[tuple(expected.ids)]
+    assert mask.tolist() == expected.loss_mask and any(mask) and not all(mask)
+
+  file.write_text('{"messages": [{"role": "robot", "content": "x"}]}\n')
+  with pytest.raises(SourceError, match=r"chat\.jsonl, line at byte 0.*robot"):
+    prepare(f"chat:{file}", tmp_path / "bad", small, workers=1, progress=False)
+  file.write_text('{"text": "x"}\n')
+  with pytest.raises(SourceError, match="a list 'messages'"):
+    prepare(f"chat:{file}", tmp_path / "worse", small, workers=1, progress=False)

@@ -34,7 +34,7 @@ def steps(stage) -> int:
 
 
 def test_no_experiment_is_forgotten():
-  assert {path.stem for path in FOLDER.glob("*.py")} == {*ALL, "__init__", "recipes"}
+  assert {path.stem for path in FOLDER.glob("*.py")} == {*ALL, "miniature_reasoning", "__init__", "recipes"}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -169,3 +169,32 @@ def test_miniature_is_the_whole_pre_training_in_small():
     assert s3.sequence_length > s1.sequence_length == s2.sequence_length
     assert (s1.rope_theta, s3.rope_theta) == (1e4, 1e6)
     assert s3.length_buckets[0][2] == 0.75
+
+
+@pytest.mark.parametrize("form", ["", "tiny"])
+@pytest.mark.parametrize("name", SIZES)
+def test_reasoning_follows_the_report(name, form):
+  config = experiment(name, f"post=rl,{form}".rstrip(","), device_count=1 if form else SIZES[name][2])
+  assert config.pipeline == ("s1", "s2", "s3", "cold_start", "reasoning_rl")
+  sft, rl = config.stages.cold_start, config.stages.reasoning_rl
+  assert (sft.kind, rl.kind) == ("sft", "rl") and sft.sequence_length == rl.sequence_length
+  assert rl.minibatches > 1 and rl.entropy.gain > 0  # off-policy; entropy is held
+  assert rl.batch_size * rl.minibatches % rl.samples == 0
+  source = config.data.corpora.cold_start.source
+  if form:
+    assert source.startswith("traces:") and rl.problems.startswith("cups:") and rl.steps <= 20
+  else:
+    assert rl.steps == 170 * rl.minibatches and source == "chat:corpora/cold_start.jsonl"
+    assert rl.batch_size // rl.micro_batches * rl.mesh.context == SIZES[name][2]
+    assert rl.rollout.max_new_tokens < rl.sequence_length == 32_768
+
+
+@pytest.mark.parametrize("form", ["", "tiny"])
+@pytest.mark.parametrize("task", ["cups", "chain_sum", "letter_counting"])
+def test_miniature_reasoning(task, form):
+  config = experiment("miniature_reasoning", f"task={task},{form}".rstrip(","), device_count=1 if form else 2)
+  assert config.pipeline == ("cold_start", "reasoning_rl")
+  rl = config.stages.reasoning_rl
+  assert task in rl.problems and task in config.data.corpora.traces.source and rl.problems != rl.validation_problems
+  assert make_model_config(config).parameter_count() < 600_000
+  assert steps(config.stages.cold_start) <= (20 if form else 1000)
