@@ -19,7 +19,7 @@ from qwen3_jax.metrics import read_metrics
 from qwen3_jax.models.transformer import abstract_parameters
 from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.sharding import make_mesh
-from qwen3_jax.stages import pretrain
+from qwen3_jax.stages import kinds, pretrain
 from qwen3_jax.train_loop import run_stage
 from qwen3_jax.workdir import Workdir
 
@@ -118,7 +118,7 @@ def test_tokens_seen_continue_over_stages(trained):
   pipeline, _ = trained
   seen = [value for stage in STEPS for value in series(pipeline.workdir.path, stage, "tokens_seen").values()]
   assert seen == [TOKENS_PER_STEP * (step + 1) for step in range(sum(STEPS.values()))]
-  assert [pretrain.trained_tokens(pipeline.config.stages[stage]) for stage in STEPS] == [
+  assert [kinds.trained_tokens(pipeline.config.stages[stage]) for stage in STEPS] == [
     steps * TOKENS_PER_STEP for steps in STEPS.values()
   ]
 
