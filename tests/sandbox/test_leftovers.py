@@ -66,11 +66,11 @@ def name():
 def test_daemons_end(run, daemon, ending, name):
   """They are seen while the program runs, and are gone as soon as its outcome is known."""
   last = "" if ending == "end" else "os.kill(os.getpid(), 9)"
-  wait = f"while not os.path.exists('{name}'): time.sleep(0.01)\ntime.sleep(0.2)"
+  wait = f"while not os.path.exists('{name}'): time.sleep(0.01)\ntime.sleep(0.5)"
   source = f"{NAMED}\n{DAEMONS[daemon]}\n{wait}\n{last}".replace("{name}", name)
   with ThreadPoolExecutor(1) as pool:
     future = pool.submit(run, source)
-    assert wait_until(lambda: processes_named(name), 5)
+    assert wait_until(lambda: processes_named(name), 30)
     assert future.result().status == {"end": "ok", "kill": "killed"}[ending]
   assert processes_named(name) == []
 
