@@ -78,7 +78,8 @@ def test_what_goes_wrong_is_said_and_hurts_nobody(pool):
   payloads = [word for name in expected for word in (name, f"good {name}")] + ["print"]
   # The first call starts a process; nothing of that counts against an answer's time.
   with concurrent.futures.ThreadPoolExecutor(4) as threads:
-    replies = dict(zip(payloads, threads.map(lambda word: pool.run(word, 0.3 if word in ("hang", "sleep") else 20), payloads)))
+    judged = threads.map(lambda word: pool.run(word, 0.3 if word in ("hang", "sleep") else 20), payloads)
+    replies = dict(zip(payloads, judged))
   for name, reason in expected.items():
     assert reason in replies[name]["failed"]
     assert replies[f"good {name}"]["said"] == f"good {name}"
