@@ -26,25 +26,7 @@ from tunix.models.qwen3 import model as qwen3
 from tunix.rl import rl_cluster
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rollout.base_rollout import RolloutConfig
-
-
-class Characters:
-  """A tokenizer whose tokens are characters; none ends an answer."""
-
-  def encode(self, text: str, **_) -> list[int]:
-    return [ord(character) for character in text]
-
-  def decode(self, ids, **_) -> str:
-    return "".join(chr(int(id)) for id in ids)
-
-  def bos_id(self) -> int:
-    return 1
-
-  def eos_id(self) -> int:
-    return 1 << 20
-
-  def pad_id(self) -> int:
-    return 0
+from tunix_model import Characters, model_config
 
 
 class Reward:
@@ -62,17 +44,7 @@ class Reward:
 
 
 def make_learner(shape: dict[str, Any], reward: Reward) -> GRPOLearner:
-  config = qwen3.ModelConfig(
-    num_layers=shape["num_layers"],
-    vocab_size=shape["vocab_size"],
-    embed_dim=shape["hidden_size"],
-    hidden_dim=shape["intermediate_size"],
-    num_heads=shape["num_heads"],
-    head_dim=shape["head_dim"],
-    num_kv_heads=shape["num_kv_heads"],
-    rope_theta=1_000_000,
-    norm_eps=1e-6,
-  )
+  config = model_config(shape)
   devices = np.array(jax.devices()).reshape(-1, 1)
   mesh = jax.sharding.Mesh(devices, ("fsdp", "tp"))
   roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT)

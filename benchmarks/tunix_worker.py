@@ -19,40 +19,12 @@ import jax
 from flax import nnx
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.qwen3 import model as qwen3
-
-
-class Characters:
-  """A tokenizer whose tokens are characters; none ends an answer."""
-
-  def encode(self, text: str, **_) -> list[int]:
-    return [ord(character) for character in text]
-
-  def decode(self, ids, **_) -> str:
-    return "".join(chr(int(id)) for id in ids)
-
-  def bos_id(self) -> int:
-    return 1
-
-  def eos_id(self) -> int:
-    return 1 << 20
-
-  def pad_id(self) -> int:
-    return 0
+from tunix_model import Characters, model_config
 
 
 def main() -> None:
   shape = json.loads(sys.argv[1])
-  config = qwen3.ModelConfig(
-    num_layers=shape["num_layers"],
-    vocab_size=shape["vocab_size"],
-    embed_dim=shape["hidden_size"],
-    hidden_dim=shape["intermediate_size"],
-    num_heads=shape["num_heads"],
-    head_dim=shape["head_dim"],
-    num_kv_heads=shape["num_kv_heads"],
-    rope_theta=1_000_000,
-    norm_eps=1e-6,
-  )
+  config = model_config(shape)
   model = qwen3.Qwen3(config, rngs=nnx.Rngs(0))
   # The prompt, what the sampler puts before it, and the answer.
   length = 2 * shape["prompt_tokens"] + shape["new_tokens"]

@@ -217,8 +217,9 @@ def tiny(config: ConfigDict) -> ConfigDict:
   shrink = max(1.0, max(stage.sequence_length for stage in stages) / TINY_SEQUENCE)
   lr_scale = TINY_PEAK_LR / max(stage.optimizer.peak_lr for stage in stages)
   for stage in stages:
-    _tiny_stage(stage, shrink, lr_scale)
-    (_tiny_rl if stage.kind == "rl" else _tiny_packed)(stage, shrink)
+    steps = stage.steps if stage.kind == "rl" else stage.tokens // (stage.batch_size * stage.sequence_length)
+    _tiny_stage(stage, steps, shrink, lr_scale)
+    (_tiny_rl if stage.kind == "rl" else _tiny_packed)(stage, min(steps, TINY_STEPS), shrink)
   return config
 
 
@@ -243,9 +244,8 @@ def _tiny_model(model: ConfigDict) -> None:
   )
 
 
-def _tiny_stage(stage: ConfigDict, shrink: float, lr_scale: float) -> None:
-  """What all kinds of stages have."""
-  steps = stage.steps if stage.kind == "rl" else stage.tokens // (stage.batch_size * stage.sequence_length)
+def _tiny_stage(stage: ConfigDict, steps: int, shrink: float, lr_scale: float) -> None:
+  """What all kinds of stages have, of one that had `steps`."""
   new_steps = min(steps, TINY_STEPS)
   optimizer = stage.optimizer
   warmup = math.ceil(optimizer.warmup_steps * new_steps / steps) if steps else 0
@@ -258,7 +258,6 @@ def _tiny_stage(stage: ConfigDict, shrink: float, lr_scale: float) -> None:
     micro_batches=math.gcd(batch_size, min(stage.micro_batches, 2)),
     evaluate_every=TINY_STEPS // 2,
   )
-  stage["steps" if stage.kind == "rl" else "tokens"] = new_steps * (1 if stage.kind == "rl" else batch_size * length)
   optimizer.update(
     peak_lr=optimizer.peak_lr * lr_scale,
     final_lr=optimizer.final_lr * lr_scale,
@@ -267,9 +266,10 @@ def _tiny_stage(stage: ConfigDict, shrink: float, lr_scale: float) -> None:
   )
 
 
-def _tiny_packed(stage: ConfigDict, shrink: float) -> None:
+def _tiny_packed(stage: ConfigDict, steps: int, shrink: float) -> None:
   length = stage.sequence_length
   stage.update(
+    tokens=steps * stage.batch_size * length,
     length_buckets=tuple(
       (round(low / shrink), min(round(high / shrink), length), share) for low, high, share in stage.length_buckets
     ),
@@ -278,7 +278,8 @@ def _tiny_packed(stage: ConfigDict, shrink: float) -> None:
   )
 
 
-def _tiny_rl(stage: ConfigDict, shrink: float) -> None:
+def _tiny_rl(stage: ConfigDict, steps: int, shrink: float) -> None:
+  stage.steps = steps
   if stage.problems.startswith("jsonl:"):
     stage.update(problems="cups:100:2", validation_problems="cups:10:3")
   stage.update(samples=4, evaluate_problems=4, evaluate_samples=2, waves=min(stage.waves, 2))

@@ -55,6 +55,13 @@ class TrainProgram:
     """Analytic, over all devices, recomputation not counted."""
     return training_flops_per_token(self.model, self.batch_shape[1]) * self.tokens_per_step
 
+  @property
+  def recorded_experts(self) -> tuple[int, int] | None:
+    """(L, k) where batches tell whom tokens went to in their rollout."""
+    if self.rollout is None or not self.rollout.experts:
+      return None
+    return self.model.num_layers, self.model.num_experts_per_token
+
   def abstract_state(self, mesh: Mesh) -> TrainState:
     """The state as ShapeDtypeStructs with their shardings; allocates nothing."""
     return abstract_state(self.model, self.optimizer, mesh, self.offload_optimizer)
@@ -69,7 +76,7 @@ class TrainProgram:
     floats = jax.ShapeDtypeStruct(self.batch_shape, np.float32, sharding=sharding)
     if self.rollout is None:
       return Batch(integers, integers, floats, integers, integers)
-    of_experts = (*self.batch_shape, self.model.num_layers, self.model.num_experts_per_token)
+    of_experts = (*self.batch_shape, *(self.recorded_experts or ()))
     rollout = Rollout(
       advantages=floats,
       shares=floats,

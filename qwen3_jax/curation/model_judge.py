@@ -9,8 +9,7 @@ from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.transformer import Transformer
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.environment import ProblemEnvironment
-from qwen3_jax.rl.asking import Asker
-from qwen3_jax.rollout.engine_settings import EngineSettings
+from qwen3_jax.rl.asking import Asker, rollout_settings
 from qwen3_jax.rollout.generate import context_length, make_engine
 from qwen3_jax.rollout.sampling import SamplingParams
 
@@ -34,13 +33,7 @@ def make_asker(
     max_new_tokens, thinking_budget: of an answer, as `Request` has them.
   """
   length = min(max_length, context_length(model.config))
-  settings = EngineSettings(
-    slots=slots,
-    max_length=length,
-    prefill_rows=min(32, slots),
-    prefill_length=min(EngineSettings.prefill_length, length),
-    adjustments=False,
-  )
+  settings = rollout_settings(slots, length)
   return Asker(
     engine=make_engine(model, tokenizer, settings),
     tokenizer=tokenizer,

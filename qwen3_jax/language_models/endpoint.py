@@ -14,7 +14,7 @@ from typing import Any
 
 import urllib3
 
-from qwen3_jax.language_models.language_model import ChatRequest, Reply
+from qwen3_jax.language_models.language_model import ChatRequest, Reply, collected
 from qwen3_jax.language_models.usage import Usage
 from qwen3_jax.rollout.request import derived_seed
 
@@ -89,17 +89,7 @@ class Endpoint:
     self, requests: Sequence[ChatRequest], on_progress: Callable[[int, int], None] = lambda done, total: None
   ) -> list[list[Reply]]:
     """As LanguageModel; on_progress counts requests."""
-    answers: list[list[Reply]] = [[] for _ in requests]
-    done = 0
-
-    def keep(number: int, replies: list[Reply]) -> None:
-      nonlocal done
-      answers[number] = replies
-      done += 1
-      on_progress(done, len(requests))
-
-    self.answer_each(requests, keep)
-    return answers
+    return collected(self.answer_each, requests, on_progress)
 
   def answer_each(self, requests: Sequence[ChatRequest], on_answer: Callable[[int, list[Reply]], None]) -> None:
     """Calls on_answer, in this thread, with a request's number and its replies as soon as it has all of them."""

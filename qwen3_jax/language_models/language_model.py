@@ -46,3 +46,22 @@ class LanguageModel(Protocol):
     A request that fails for good has replies whose finish_reason is "error"; the others are not affected.
     """
     ...
+
+
+def collected(
+  answer_each: Callable[[Sequence[ChatRequest], Callable[[int, list[Reply]], None]], None],
+  requests: Sequence[ChatRequest],
+  on_progress: Callable[[int, int], None],
+) -> list[list[Reply]]:
+  """`LanguageModel.answer` of a model that hands over each request's replies as they come; counts requests."""
+  answers: list[list[Reply]] = [[] for _ in requests]
+  done = 0
+
+  def keep(number: int, replies: list[Reply]) -> None:
+    nonlocal done
+    answers[number] = replies
+    done += 1
+    on_progress(done, len(requests))
+
+  answer_each(requests, keep)
+  return answers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from qwen3_jax.evaluation.pass_at_k import mean_pass_at_k
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rollout.engine import Engine
+from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.environment import Environment
 from qwen3_jax.rollout.multi_turn import Trajectory, rollout
 from qwen3_jax.rollout.request import derived_seed
@@ -20,6 +22,7 @@ from qwen3_jax.rollout.sampling import SamplingParams
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 
 TRUNCATED = ("length", "context")
+_PREFILL_ROWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,18 @@ class Answer:
   def broken(self) -> bool:
     """Whether not the model but its environment, or its numbers, failed."""
     return self.trajectory.ended not in ("done", "max_turns", *TRUNCATED)
+
+
+def rollout_settings(slots: int, max_length: int, **others: Any) -> EngineSettings:
+  """Of an engine whose requests start many at once, and sample from the whole distribution."""
+  return EngineSettings(
+    slots=slots,
+    max_length=max_length,
+    prefill_rows=min(_PREFILL_ROWS, slots),
+    prefill_length=min(EngineSettings.prefill_length, max_length),
+    adjustments=False,
+    **others,
+  )
 
 
 @dataclasses.dataclass

@@ -61,11 +61,12 @@ class RolloutBatches:
     seed: int,
   ):
     self._collector, self._entropy = collector, entropy
-    self._steps, self._batch_size, self._epochs, self._staleness = steps, batch_size, epochs, staleness
+    self._steps, self._batch_size, self._staleness = steps, batch_size, staleness
     self._rows = np.asarray(rows)
     self._log_probabilities, self._reference = log_probabilities, reference
     self._folder, self._keep, self._seed = folder, keep, seed
     self._per_epoch = collector.groups * collector.samples // batch_size
+    self._steps_each = self._per_epoch * epochs  # of a batch of rollouts
     self._number = -1  # of the batch of rollouts that is trained on
     self._step = 0  # next of its optimizer steps
     self._batch: Batch | None = None
@@ -75,7 +76,7 @@ class RolloutBatches:
     self._saved: list[int] = []  # numbers of batches at the last saves
 
   def next_batch(self, state: TrainState) -> Batch:
-    if self._batch is None or self._step == self._per_epoch * self._epochs:
+    if self._batch is None or self._step == self._steps_each:
       self._begin(state.params)
     assert self._batch is not None
     epoch, part = divmod(self._step, self._per_epoch)
@@ -88,21 +89,17 @@ class RolloutBatches:
     """Of the rollouts that the last batch is from."""
     return self._metrics
 
-  @property
-  def _steps_each(self) -> int:
-    return self._per_epoch * self._epochs
-
   def _begin(self, params: Parameters) -> None:
     """Takes the next batch of rollouts."""
     self._number += 1
     self._step = 0
-    collected = self._collect(self._number, params) if self._next is None else self._next.result()
+    collected = self._collector.collect(self._number, params) if self._next is None else self._next.result()
     self._next = None
     after = (self._number + 1) * self._steps_each  # steps once this batch is done
     if self._staleness and after < self._steps:
       # The train step takes its state's arrays: the thread needs its own.
       copies = jax.tree.map(jnp.copy, params)
-      self._next = self._thread.submit(self._collect, self._number + 1, copies)
+      self._next = self._thread.submit(self._collector.collect, self._number + 1, copies)
     progress = self._number * self._steps_each / max(self._steps, 1)
     self._entropy.update(collected.entropy, progress)
     batch = collected.batch
@@ -121,9 +118,6 @@ class RolloutBatches:
       "entropy_target": self._entropy.target_at(progress),
       "entropy_coefficient": self._entropy.coefficient,
     }
-
-  def _collect(self, number: int, params: Parameters) -> Collected:
-    return self._collector.collect(number, params)
 
   def _of_all(self, params: Parameters, batch: Batch) -> np.ndarray:
     """Log-probabilities of all rows, as many at a time as a step has."""

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
-from qwen3_jax.config import stage_model
 from qwen3_jax.data.corpora import open_mixture
 from qwen3_jax.data.pipeline import BatchIterator, train_batches, validation_batches
 from qwen3_jax.data.prepared import PreparedCorpus
@@ -22,9 +21,10 @@ from qwen3_jax.greedy import greedy_continuation
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.objectives.next_token import next_token
-from qwen3_jax.optimizer import make_optimizer, make_schedule
+from qwen3_jax.optimizer import make_schedule
 from qwen3_jax.placement import local_rows
 from qwen3_jax.sharding import batch_sharding
+from qwen3_jax.stages.program import stage_program
 from qwen3_jax.stages.stage import Sample, Stage
 from qwen3_jax.train_program import TrainProgram
 from qwen3_jax.train_state import TrainState
@@ -54,18 +54,7 @@ class PackedBatches:
 
 def make_program(config: ConfigDict, name: str) -> TrainProgram:
   """The train step of stage `name` of a checked config; opens nothing."""
-  settings = config.stages[name]
-  return TrainProgram(
-    model=stage_model(config, name),
-    objective=next_token(settings.z_loss),
-    optimizer=make_optimizer(settings.optimizer),
-    batch_shape=(settings.batch_size, settings.sequence_length),
-    micro_batches=settings.micro_batches,
-    clip_norm=settings.optimizer.clip_norm,
-    balance_counts=settings.balance_counts,
-    gradient_dtype=settings.optimizer.gradient_dtype,
-    offload_optimizer=settings.optimizer.offload,
-  )
+  return stage_program(config, name, next_token(config.stages[name].z_loss))
 
 
 def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenizer: Tokenizer, mesh: Mesh) -> Stage:

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
 from qwen3_jax.checkpoint import Checkpointer, CheckpointError
-from qwen3_jax.config import stage_model
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.cached import decoding_layout
@@ -21,51 +20,40 @@ from qwen3_jax.models.transformer import Parameters, from_parameters
 from qwen3_jax.objectives.grpo import grpo
 from qwen3_jax.objectives.grpo_settings import GRPO
 from qwen3_jax.objectives.token_loss import token_log_probabilities
-from qwen3_jax.optimizer import make_optimizer, make_schedule
+from qwen3_jax.optimizer import make_schedule
 from qwen3_jax.placement import local_rows, to_devices
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
 from qwen3_jax.rewards.environment import ProblemEnvironment
-from qwen3_jax.rl.asking import Answer, Asker, summary
+from qwen3_jax.rl.asking import Answer, Asker, rollout_settings, summary
 from qwen3_jax.rl.collector import Collector
 from qwen3_jax.rl.entropy_control import EntropyControl
 from qwen3_jax.rl.problem_order import ProblemOrder
 from qwen3_jax.rl.rollout_batches import LogProbabilities, RolloutBatches
 from qwen3_jax.rollout.decoding_mesh import decoding_mesh
 from qwen3_jax.rollout.engine import Engine
-from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.sampling import SamplingParams
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 from qwen3_jax.sharding import batch_sharding, make_mesh
+from qwen3_jax.stages.program import stage_program
 from qwen3_jax.stages.stage import Sample, Stage
 from qwen3_jax.train_program import RolloutFields, TrainProgram
 from qwen3_jax.train_step import split_micro_batches
 from qwen3_jax.workdir import Workdir
 
 _SHOWN = 4  # answers of an evaluation
-_PREFILL_ROWS = 32  # many requests start at once
 
 
 def make_program(config: ConfigDict, name: str) -> TrainProgram:
   """The train step of stage `name` of a checked config; opens nothing."""
   settings = config.stages[name]
-  model = stage_model(config, name)
-  return TrainProgram(
-    model=model,
-    objective=grpo(GRPO(**settings.grpo, temperature=settings.rollout.temperature)),
-    optimizer=make_optimizer(settings.optimizer),
-    batch_shape=(settings.batch_size, settings.sequence_length),
-    micro_batches=settings.micro_batches,
-    clip_norm=settings.optimizer.clip_norm,
-    balance_counts=settings.balance_counts,
-    gradient_dtype=settings.optimizer.gradient_dtype,
-    offload_optimizer=settings.optimizer.offload,
-    rollout=RolloutFields(
-      old=settings.minibatches * settings.epochs > 1,
-      reference=settings.grpo.kl_coefficient > 0,
-      experts=model.is_moe and settings.routing_replay,
-    ),
+  fields = RolloutFields(
+    old=settings.minibatches * settings.epochs > 1,
+    reference=settings.grpo.kl_coefficient > 0,
+    experts=config.model.num_experts > 0 and settings.routing_replay,
   )
+  objective = grpo(GRPO(**settings.grpo, temperature=settings.rollout.temperature))
+  return stage_program(config, name, objective, fields)
 
 
 def make_stage(
@@ -92,7 +80,7 @@ def make_stage(
     normalize_std=settings.normalize_std,
     overlong=settings.overlong,
     overlong_tokens=settings.overlong_tokens,
-    experts=_experts(program) if program.rollout is not None and program.rollout.experts else None,
+    experts=program.recorded_experts,
     seed=seed,
   )
   control = settings.entropy
@@ -134,21 +122,14 @@ def _problems(stage: str, key: str, spec: str) -> list[Problem]:
     raise DataError(f"stages.{stage}.{key}: {error}") from error
 
 
-def _experts(program: TrainProgram) -> tuple[int, int]:
-  return program.model.num_layers, program.model.num_experts_per_token
-
-
 def _asker(settings: ConfigDict, program: TrainProgram, tokenizer: Tokenizer, mesh: Mesh) -> Asker:
   rollout = settings.rollout
   engine = Engine(
     program.model,
-    EngineSettings(
-      slots=rollout.slots,
-      max_length=settings.sequence_length,
-      prefill_rows=min(_PREFILL_ROWS, rollout.slots),
-      prefill_length=min(EngineSettings.prefill_length, settings.sequence_length),
-      adjustments=False,
-      record_experts=program.rollout is not None and program.rollout.experts,
+    rollout_settings(
+      rollout.slots,
+      settings.sequence_length,
+      record_experts=program.recorded_experts is not None,
       cache_bytes=rollout.cache_bytes,
     ),
     mesh=_engine_mesh(program.model, mesh),
