@@ -58,6 +58,7 @@ from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rl.asking import Asker
 from qwen3_jax.rl.collector import Collector
 from qwen3_jax.rl.entropy_control import EntropyControl
+from qwen3_jax.rl.policy_terms import PolicyTerms
 from qwen3_jax.rl.problem_order import ProblemOrder
 from qwen3_jax.rl.rollout_batches import RolloutBatches
 from qwen3_jax.rollout.engine import Engine
@@ -190,18 +191,25 @@ class Ours:
       overlong="keep",
       overlong_tokens=0,
       experts=None,
+      modes={"plain": 1.0},
       seed=0,
+    )
+    terms = PolicyTerms(
+      EntropyControl(target=0.0, rise=0.0, gain=0.0, minimum=0.0, maximum=0.0, coefficient=0.0),
+      log_probabilities(self._program, 1.0, self._mesh),
+      old=False,
+      reference=None,
+      batch_size=PROMPTS * SAMPLES,
     )
     return RolloutBatches(
       collector,
-      EntropyControl(target=0.0, rise=0.0, gain=0.0, minimum=0.0, maximum=0.0, coefficient=0.0),
+      terms,
       steps=steps,
       batch_size=PROMPTS * SAMPLES,
+      micro_batches=1,
       epochs=1,
       staleness=0,
       rows=self._rows,
-      log_probabilities=log_probabilities(self._program, 1.0, self._mesh),
-      reference=None,
       folder=Path(tempfile.gettempdir()),  # nothing is saved
       keep=1,
       seed=0,

@@ -117,11 +117,11 @@ def errors() -> list[dict[str, Any]]:
     bars,
   )
   teacher = normal(2, 64, 96).astype(np.float32), (normal(96, 1000) / 10).astype(np.float32)
-  for reverse in (False, True):
+  for kind in ("forward", "reverse", "jsd"):
     add(
-      f"divergence{', reverse' if reverse else ''}",
-      lambda h, w, th, tw, reverse=reverse: loss_api.divergence(h, w, th, tw, reverse),
-      lambda h, w, th, tw, reverse=reverse: loss_reference.divergence(h, w, th, tw, reverse),
+      f"divergence, {kind}",
+      lambda h, w, th, tw, kind=kind: loss_api.divergence(h, w, th, tw, kind),
+      lambda h, w, th, tw, kind=kind: loss_reference.divergence(h, w, th, tw, kind),
       [normal(2, 64, 128), normal(128, 1000) / 11],
       teacher,
       bars,

@@ -1,15 +1,12 @@
 """Qwen3-4B: S1 -> S2 -> S3."""
 
 from experiments import recipes
-from qwen3_jax.config_loading import parse_arg
+
+# 3.63B non-embedding parameters, 30T tokens: 8.7e23 operations. recipes.predicted_lr_and_batch gives a peak of
+# 3.17e-4 and 19.8M tokens per step. The nearest power of two is 4,096 sequences, 16.8M tokens: 1.8M steps in S1.
+# For v5p:4x4x8. On several slices: mesh.data = slices.
+SIZE = recipes.Size("qwen3-4b", batch_size=4096, peak_lr=3.2e-4, devices=128, tokens_per_device=16384)
 
 
 def get_config(arg: str = ""):
-  arguments = parse_arg(arg, **recipes.SIZE_ARGUMENTS)
-  # 3.63B non-embedding parameters, 30T tokens: 8.7e23 operations. recipes.predicted_lr_and_batch gives a peak of
-  # 3.17e-4 and 19.8M tokens per step. The nearest power of two is 4,096 sequences, 16.8M tokens: 1.8M steps in S1.
-  # For v5p:4x4x8. On several slices: mesh.data = slices.
-  config = recipes.pretraining(
-    "qwen3-4b", arguments, batch_size=4096, peak_lr=3.2e-4, devices=128, tokens_per_device=16384
-  )
-  return recipes.finish(config, arguments)
+  return recipes.size_config(SIZE, arg)

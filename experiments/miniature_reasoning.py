@@ -1,7 +1,8 @@
 """Reasoning on a laptop: a cold start from written traces, then GRPO on fresh problems.
 
-`task=cups` (the default), `chain_sum` or `letter_counting`, the last two of them families of reasoning-gym. The cold
-start reads few traces, most of which are hasty: the model can think, but often does not. GRPO finds that thinking pays.
+`task=cups` (the default), `mixed_cups` (of 1 to 8 swaps), `chain_sum` or `letter_counting`, the last two of them
+families of reasoning-gym. The cold start reads few traces, most of which are hasty: the model can think, but often does
+not. GRPO finds that thinking pays. `size=large` trains a teacher for experiments/miniature_distillation.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from experiments import recipes
 from qwen3_jax.config import base_config, corpus, rl_stage, sft_stage
 from qwen3_jax.config_loading import parse_arg
 
-MODEL = {
+SMALL = {
   "hidden_size": 96,
   "intermediate_size": 288,
   "num_layers": 4,
@@ -24,6 +25,18 @@ MODEL = {
   "tie_word_embeddings": True,
   "initializer_range": 0.08,  # so narrow a model would lie on a plateau for long with 0.02
 }
+# A teacher for the small one: experiments/miniature_distillation.py.
+LARGE = {
+  **SMALL,
+  "hidden_size": 160,
+  "intermediate_size": 448,
+  "num_layers": 5,
+  "num_heads": 5,
+  "num_kv_heads": 1,
+  "head_dim": 32,
+  "initializer_range": 0.06,
+}
+PEAK_LR = {"small": 3e-3, "large": 2e-3}
 
 
 class Task(NamedTuple):
@@ -39,6 +52,7 @@ class Task(NamedTuple):
 
 TASKS = {
   "cups": Task("cups:{count}:{seed}", vocabulary=320, sequence=48, answer=20),
+  "mixed_cups": Task("cups:{count}:{seed}:1-8", vocabulary=320, sequence=64, answer=24),
   "chain_sum": Task(
     'reasoning-gym:chain_sum:{count}:{seed}:{{"chain_sum": {{"max_digits": 1, "min_terms": 4, "max_terms": 7}}}}',
     vocabulary=340,
@@ -58,11 +72,11 @@ PROMPTS, SAMPLES = 32, 8
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  arguments = parse_arg(arg, **recipes.ARGUMENTS, task=tuple(TASKS))
+  arguments = parse_arg(arg, **recipes.ARGUMENTS, task=tuple(TASKS), size=("small", "large"))
   task = TASKS[arguments.task]
   config = base_config()
   config.name = f"miniature-reasoning-{arguments.task}"
-  config.model.update(MODEL)
+  config.model.update(LARGE if arguments.size == "large" else SMALL)
   config.model.update(name=config.name, vocab_size=task.vocabulary, unroll_layers=True)
   config.tokenizer.train_vocab_size = task.vocabulary
   config.cpu_devices = 2
@@ -71,7 +85,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.data.corpora.traces = corpus(f"traces:{task.hasty}:{problems(task.traces, 1)}", validation_fraction=0.04)
   config.pipeline = ("cold_start", "reasoning_rl")
 
-  tokens = SFT_ROWS * 2 * task.sequence
+  tokens, peak_lr = SFT_ROWS * 2 * task.sequence, PEAK_LR[arguments.size]
   config.stages.cold_start = sft_stage(
     sequence_length=2 * task.sequence,
     rope_theta=ROPE_THETA,
@@ -80,7 +94,13 @@ def get_config(arg: str = "") -> ConfigDict:
     mixture={"traces": 1.0},
     evaluate_every=100,
     evaluate_batches=1,
-    optimizer={"schedule": "cosine", "peak_lr": 3e-3, "final_lr": 3e-4, "warmup_steps": 10, "weight_decay": 0.01},
+    optimizer={
+      "schedule": "cosine",
+      "peak_lr": peak_lr,
+      "final_lr": peak_lr / 10,
+      "warmup_steps": 10,
+      "weight_decay": 0.01,
+    },
   )
   config.stages.reasoning_rl = rl_stage(
     problems=problems(2000, 2),

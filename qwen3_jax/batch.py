@@ -29,6 +29,24 @@ class Rollout:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class TopPredictions:
+  """The most likely next tokens under a teacher, stored beside a text: [B, T, k], aligned with `Batch.targets`."""
+
+  ids: Field  # int32; -1: none, and where all are, nothing is stored of the position
+  log_probabilities: Field  # float32: of the whole vocabulary
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Teachers:
+  """What teachers make of a batch that a student wrote."""
+
+  choice: Field  # int32 [B, T]: which of them a token learns from
+  hidden: tuple[Field, ...] = ()  # [B, T, D'] of each: final hidden states; its head is a constant of the step
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
   """A batch of packed sequences; every field is [B, T] or [B, T, ...].
 
@@ -41,6 +59,8 @@ class Batch:
   positions: Field  # int32: restart at 0 in every document
   segment_ids: Field  # int32: 1.. per document in the row; 0 is padding
   rollout: Rollout | None = None  # of on-policy stages
+  top: TopPredictions | None = None  # of off-policy distillation with stored predictions
+  teachers: Teachers | None = None  # of on-policy distillation
 
   @property
   def shape(self) -> tuple[int, ...]:

@@ -7,7 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from qwen3_jax.curation.fusion_settings import FusionSettings
 from qwen3_jax.models.config import ModelConfig, model_config
+from qwen3_jax.objectives.distillation_settings import Distillation
 from qwen3_jax.objectives.grpo_settings import GRPO
 
 
@@ -36,6 +38,7 @@ def base_config(model: str = "qwen3-0.6b") -> ConfigDict:
   config.data = ConfigDict()
   config.data.cache = ""  # where raw corpora are tokenised to; "" is <workdir>/data
   config.data.corpora = ConfigDict()  # corpus name -> corpus(...): everything a stage's mixture may name
+  config.data.written = ConfigDict()  # name -> written(...): conversations that the run's own models write
   config.data.prepare_workers = 0  # processes that tokenise; 0 is one per core
 
   config.pipeline = ()  # names of the stages, in order
@@ -60,6 +63,26 @@ def corpus(source: str, **changes: Any) -> ConfigDict:
   config.language = ""  # likewise
   config.validation_fraction = 0.02  # share of documents (by hash) kept for validation
   config.limit_megabytes = 0  # raw text read from the source, in MB; 0 reads all
+  config.update(changes)
+  return config
+
+
+def written(stage: str = "", **changes: Any) -> ConfigDict:
+  """The data of thinking-mode fusion (report, section 4.3), written when a stage needs it.
+
+  The corpus source `written:NAME` reads it. Several processes cannot write it yet; `fusion_data` is the command.
+  """
+  config = ConfigDict()
+  config.stage = stage  # an earlier stage of the pipeline, whose model writes
+  config.problems = ""  # kind:location; its right answers are the thinking samples
+  config.direct_answers = ""  # likewise; their references are samples without thinking
+  config.non_thinking = ()  # "category:file" of further samples without thinking, see fusion_data
+  config.max_length = 4096  # tokens of a prompt and its answer
+  config.max_new_tokens = 2048  # of an answer
+  config.temperature = 0.6  # of thinking samples
+  config.slots = 64  # answers that are written at a time
+  # The proportions; qwen3_jax/curation/fusion_settings.py documents them.
+  config.fusion = ConfigDict(dataclasses.asdict(FusionSettings()))
   config.update(changes)
   return config
 
@@ -109,8 +132,14 @@ def pretrain_stage(**changes: Any) -> ConfigDict:
 
 
 def sft_stage(**changes: Any) -> ConfigDict:
-  """Supervised fine-tuning on the assistant's tokens of `chat:` corpora; starts with a fresh optimizer state."""
+  """Supervised fine-tuning on the assistant's tokens of `chat:` corpora; starts with a fresh optimizer state.
+
+  With `teacher_top_k`, distillation off-policy: corpora hold a teacher's predictions of its answers (report, 4.5).
+  """
   config = _packed_stage("sft")
+  config.teacher_top_k = 0  # predictions that the corpora store for each token (see distillation_data); 0 reads none
+  config.teacher_weight = 1.0  # of the divergence from them, beside the cross-entropy
+  _judged(config)
   config.update(changes)
   return config
 
@@ -135,14 +164,8 @@ def rl_stage(**changes: Any) -> ConfigDict:
 
   A batch of rollouts is `minibatches` steps of `batch_size` sequences: batch_size * minibatches / samples problems.
   """
-  config = _stage("rl")
-  config.problems = ""  # kind:location, see qwen3_jax/problems/sources.py
-  config.validation_problems = ""  # likewise; held out of `problems`
-  config.evaluate_problems = 64  # so many of them are answered at each evaluation
-  config.evaluate_samples = 4  # times each, at the rollouts' temperature
-  config.steps = 0  # optimizer steps of the stage
+  config = _rollout_stage("rl")
   config.samples = 16  # answers to each problem: GRPO's group
-  config.minibatches = 1  # optimizer steps on one batch of rollouts
   config.epochs = 1  # times that each of them is trained on
   config.waves = 3  # of rollouts, at most, to replace groups of equal rewards; 1 keeps what comes first
   config.normalize_std = True  # whether advantages are divided by their group's standard deviation
@@ -162,15 +185,6 @@ def rl_stage(**changes: Any) -> ConfigDict:
   config.grpo.kl_coefficient = GRPO.kl_coefficient  # 0: no reference model
   config.grpo.importance_cap = GRPO.importance_cap  # of the weight for what sampler and learner differ in; 0: none
 
-  config.rollout = ConfigDict()
-  config.rollout.slots = 256  # sequences that are decoded at a time
-  config.rollout.max_new_tokens = 2048  # of an answer; with a thinking budget, after the thinking
-  config.rollout.thinking_budget = -1  # tokens; -1: any number
-  config.rollout.temperature = 1.0  # of sampling; nothing is filtered
-  config.rollout.enable_thinking = True  # False: answers start after an empty think block
-  config.rollout.cache_bytes = 0  # of each device that the cache may take; 0: sequence_length in every slot
-  config.rollout.staleness = 0  # 1: the next rollouts are made during training, by the policy it started from
-
   config.entropy = ConfigDict()  # the coefficient of an entropy bonus is adapted to hold a target
   config.entropy.target = 0.0  # nats a token; 0: the entropy of the first rollouts
   config.entropy.rise = 0.0  # of the target, from the first step to the last
@@ -180,6 +194,66 @@ def rl_stage(**changes: Any) -> ConfigDict:
   config.entropy.maximum = 0.05  # likewise
   config.update(changes)
   return config
+
+
+def distill_stage(**changes: Any) -> ConfigDict:
+  """Distillation on-policy (report, section 4.5): the student's own answers, with the teachers' predictions of them.
+
+  A batch of rollouts is `minibatches` steps of `batch_size` sequences: batch_size * minibatches / samples problems.
+  """
+  config = _rollout_stage("distill")
+  config.samples = 1  # answers to each problem
+  config.teachers = ConfigDict()  # name -> teacher(...); the first teaches what no route names
+  # ((what, name), ...): the teacher of a mode (think, no_think), domain or sub-domain of problems; the first that fits.
+  config.routes = ()
+  config.distillation = ConfigDict()  # the objective; qwen3_jax/objectives/distillation_settings.py says more
+  config.distillation.divergence = Distillation.divergence  # reverse, forward or jsd
+  config.distillation.mix = Distillation.mix  # jsd: the teacher's share of the mixture
+  config.distillation.temperature = Distillation.temperature  # of both models' predictions
+  config.update(changes)
+  return config
+
+
+def teacher(path: str = "", **changes: Any) -> ConfigDict:
+  """A frozen model that a student learns from."""
+  config = ConfigDict()
+  config.path = path  # its checkpoint; stage:NAME is an earlier stage of the run
+  config.model = ""  # name of its size, where no checkpoint is read: `compile`; "" is the student's
+  config.dtype = "bfloat16"  # of its parameters and computation
+  config.mesh = ConfigDict(dict.fromkeys(base_config().mesh, 0))  # devices along an axis; 0 is the stage's number
+  config.offload = False  # its parameters wait in the host's memory while the student trains
+  config.update(changes)
+  return config
+
+
+def _rollout_stage(kind: str) -> ConfigDict:
+  """A stage that trains on what the model writes."""
+  config = _stage(kind)
+  config.problems = ""  # kind:location, see qwen3_jax/problems/sources.py
+  config.steps = 0  # optimizer steps of the stage
+  config.minibatches = 1  # optimizer steps on one batch of rollouts
+  _judged(config)
+  config.rollout.staleness = 0  # 1: the next rollouts are made during training, by the policy it started from
+  return config
+
+
+def _judged(config: ConfigDict) -> None:
+  """Adds the keys of judging by answers to problems, and of what writes them."""
+  config.validation_problems = ""  # kind:location, as `problems` and held out of them; "" judges none
+  config.evaluate_problems = 64  # so many of them are answered at each evaluation
+  config.evaluate_samples = 4  # times each, at the rollouts' temperature
+
+  config.rollout = ConfigDict()
+  config.rollout.slots = 256  # sequences that are decoded at a time
+  config.rollout.max_new_tokens = 2048  # of an answer; with a thinking budget, after the thinking
+  config.rollout.thinking_budget = -1  # tokens; -1: any number
+  config.rollout.temperature = 1.0  # of sampling; nothing is filtered
+  config.rollout.enable_thinking = True  # False: answers start after an empty think block
+  config.rollout.modes = ConfigDict()  # shares of the problems that are asked
+  config.rollout.modes.plain = 1.0  # as they are
+  config.rollout.modes.think = 0.0  # followed by /think
+  config.rollout.modes.no_think = 0.0  # followed by /no_think
+  config.rollout.cache_bytes = 0  # of each device that the cache may take; 0: sequence_length in every slot
 
 
 def stage_names(config: ConfigDict) -> list[str]:
@@ -199,9 +273,23 @@ def stage_model(config: ConfigDict, stage: str) -> ModelConfig:
   return make_model_config(config, rope_theta=settings.rope_theta, remat=settings.remat or config.model.remat)
 
 
+def teacher_mesh(config: ConfigDict, stage: str, name: str) -> dict[str, int]:
+  """Devices along each axis for a teacher of a stage, as in `config.mesh`."""
+  own = config.stages[stage].teachers[name].mesh
+  return {axis: own[axis] or size for axis, size in stage_mesh(config, stage).items()}
+
+
+def teacher_model(config: ConfigDict, stage: str, name: str) -> ModelConfig:
+  """A teacher's model as the config describes it, in the dtype it computes in."""
+  settings = config.stages[stage].teachers[name]
+  model = model_config(settings.model) if settings.model else stage_model(config, stage)
+  return model.replace(dtype=settings.dtype, param_dtype=settings.dtype)
+
+
 BALANCE_COUNTS = ("exact", "running")  # values of a stage's `balance_counts`
 # Value of a stage's `kind` -> the function that documents its keys.
-STAGE_KINDS = {"pretrain": pretrain_stage, "sft": sft_stage, "rl": rl_stage}
+STAGE_KINDS = {"pretrain": pretrain_stage, "sft": sft_stage, "rl": rl_stage, "distill": distill_stage}
+ROLLOUT_KINDS = ("rl", "distill")  # of stages whose batches the model writes
 
 
 def make_model_config(config: ConfigDict, **changes: Any) -> ModelConfig:

@@ -10,10 +10,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import BALANCE_COUNTS, STAGE_KINDS, base_config, corpus, make_model_config, stage_mesh
-from qwen3_jax.models.config import REMAT_POLICIES
+from qwen3_jax.config import (
+  BALANCE_COUNTS,
+  ROLLOUT_KINDS,
+  STAGE_KINDS,
+  base_config,
+  corpus,
+  make_model_config,
+  stage_mesh,
+  teacher,
+  teacher_mesh,
+  written,
+)
+from qwen3_jax.curation.written_settings import written_problems
+from qwen3_jax.distillation.settings import teacher_problems
+from qwen3_jax.models.config import DTYPES, REMAT_POLICIES
 from qwen3_jax.optimizer import SCHEDULES
-from qwen3_jax.rl.settings import rl_problems
+from qwen3_jax.rl.settings import rl_problems, rollout_problems
 from qwen3_jax.sharding import BATCH_AXES, MESH_AXES
 
 SOURCE_KINDS = (
@@ -21,6 +34,7 @@ SOURCE_KINDS = (
   "jsonl",
   "chat",
   "traces",
+  "written",
   "parquet",
   "arrayrecord",
   "tfds",
@@ -30,7 +44,6 @@ SOURCE_KINDS = (
   "prepared",
 )
 _SOURCES_WITHOUT_LOCATION = ("python", "debian-docs")
-_DTYPES = ("float32", "bfloat16")
 
 
 class ConfigError(ValueError):
@@ -84,11 +97,17 @@ def expected_config(config: ConfigDict) -> ConfigDict:
   expected = base_config()
   for name in config.get("data", ConfigDict()).get("corpora", ConfigDict()):
     expected.data.corpora[name] = corpus("")
+  for name, settings in config.get("data", ConfigDict()).get("written", ConfigDict()).items():
+    expected.data.written[name] = written()
+    shares = settings.get("fusion", ConfigDict()).get("category_shares", ConfigDict())
+    expected.data.written[name].fusion.category_shares.update(dict.fromkeys(shares, 1.0))
   for name, stage in config.get("stages", ConfigDict()).items():
     make_stage = STAGE_KINDS.get(stage.get("kind", ""), STAGE_KINDS["pretrain"])
     expected.stages[name] = make_stage()
     if "mixture" in expected.stages[name]:
       expected.stages[name].mixture.update(dict.fromkeys(stage.get("mixture", {}), 1.0))
+    for of in stage.get("teachers", ConfigDict()) if "teachers" in expected.stages[name] else ():
+      expected.stages[name].teachers[of] = teacher()
   return expected
 
 
@@ -102,6 +121,7 @@ def validate(config: ConfigDict, device_count: int | None = None) -> None:
   sound = _with_defaults(config)
   found += _general_problems(sound)
   found += _data_problems(sound)
+  found += written_problems(sound)
   found += _model_problems(sound)
   sizes, problems = _mesh_sizes("mesh", sound.mesh, device_count)
   found += [*problems, *_divisions("mesh", sizes, sound.model)]
@@ -112,6 +132,10 @@ def validate(config: ConfigDict, device_count: int | None = None) -> None:
       stage_sizes, problems = _mesh_sizes(prefix, stage_mesh(sound, name), device_count)
       found += [*problems, *_divisions(prefix, stage_sizes, sound.model)]
     found += _stage_problems(f"stages.{name}", stage, sound, stage_sizes)
+    if stage.kind == "distill":
+      found += teacher_problems(sound, name)
+      for of in stage.teachers:
+        found += _mesh_sizes(f"stages.{name}.teachers.{of}.mesh", teacher_mesh(sound, name, of), device_count)[1]
   if found:
     raise ConfigError(found)
 
@@ -229,8 +253,8 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
     yield f"model: {error}"
   model = config.model
   for key in ("dtype", "param_dtype"):
-    if model[key] not in _DTYPES:
-      yield f"model.{key}={model[key]!r}: must be one of {', '.join(_DTYPES)}.{did_you_mean(model[key], _DTYPES)}"
+    if model[key] not in DTYPES:
+      yield f"model.{key}={model[key]!r}: must be one of {', '.join(DTYPES)}.{did_you_mean(model[key], DTYPES)}"
 
 
 def _divisions(prefix: str, sizes: dict[str, int], model: ConfigDict) -> Iterator[str]:
@@ -262,10 +286,12 @@ def _stage_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: d
   if stage.rope_theta <= 1:
     yield f"{prefix}rope_theta={stage.rope_theta}: must be greater than 1"
   yield from _optimizer_problems(f"{prefix}optimizer.", stage.optimizer)
+  if stage.kind not in ROLLOUT_KINDS:
+    yield from _packed_problems(prefix, stage, config)
+  if "rollout" in stage:
+    yield from rollout_problems(prefix, stage)
   if stage.kind == "rl":
     yield from rl_problems(prefix, stage)
-  else:
-    yield from _packed_problems(prefix, stage, config)
 
 
 def _packed_problems(prefix: str, stage: ConfigDict, config: ConfigDict) -> Iterator[str]:
@@ -335,9 +361,9 @@ def _optimizer_problems(prefix: str, optimizer: ConfigDict) -> Iterator[str]:
     hint = did_you_mean(optimizer.schedule, SCHEDULES)
     yield f"{prefix}schedule={optimizer.schedule!r}: must be one of {', '.join(SCHEDULES)}.{hint}"
   for key in ("moment_dtype", "gradient_dtype"):
-    if optimizer[key] not in _DTYPES:
-      hint = did_you_mean(optimizer[key], _DTYPES)
-      yield f"{prefix}{key}={optimizer[key]!r}: must be one of {', '.join(_DTYPES)}.{hint}"
+    if optimizer[key] not in DTYPES:
+      hint = did_you_mean(optimizer[key], DTYPES)
+      yield f"{prefix}{key}={optimizer[key]!r}: must be one of {', '.join(DTYPES)}.{hint}"
   if optimizer.peak_lr <= 0:
     yield f"{prefix}peak_lr={optimizer.peak_lr}: must be positive"
   if not 0 <= optimizer.final_lr <= optimizer.peak_lr:

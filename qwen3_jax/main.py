@@ -143,6 +143,8 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
   tokenizer, corpora = prepare_corpora(config, workdir.path)
   done = on_first_process(lambda: [name for name in config.pipeline if workdir.is_done(name)])
   left = [name for name in stage_names(config) if name not in done]
+  for name in left:
+    kinds.check_files(config, name, tokenizer)
   with PreemptionNotice() as notice:
     for name in left:
       before = config.pipeline[: config.pipeline.index(name)]
@@ -152,6 +154,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir) -> None:
       ran = [stage for stage in before if stage in done]
       mesh = make_mesh(stage_mesh(config, name))
       previous = ran[-1] if ran else None
+      corpora |= kinds.written_corpora(config, name, tokenizer, workdir)
       stage = kinds.make_stage(config, name, corpora, tokenizer, mesh, workdir, previous)
       tokens_before = sum(kinds.trained_tokens(config.stages[stage]) for stage in ran)
       run_stage(stage, config, workdir, mesh, previous, tokens_before, notice)

@@ -7,7 +7,6 @@ Works at any time, while the run trains too. The page is one file that needs no 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import sys
@@ -21,7 +20,9 @@ from absl import app, flags, logging
 
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.progress import compact, duration
+from qwen3_jax.reporting.evaluations import EvaluationRecord, read_evaluations
 from qwen3_jax.reporting.run_record import RunRecord, flatten, read_run, visible
+from qwen3_jax.reporting.table import Table
 from qwen3_jax.workdir import Workdir, WorkdirError, replace_file
 
 _MAX_SAMPLES = 12  # prompts shown of a stage
@@ -45,6 +46,7 @@ def write_report(workdir: Workdir) -> Path:
   What is missing or damaged is left out and named in the report. Raises WorkdirError when `workdir` holds no run.
   """
   run = read_run(workdir)
+  evaluations = read_evaluations(workdir.path / "evaluations", run.notices)
   tables = [table for table in (_summary(run), _validation(run)) if table.rows]
   page = _template().render(
     title=visible(run.name),
@@ -53,23 +55,18 @@ def write_report(workdir: Workdir) -> Path:
     tiles=_tiles(run),
     tables=tables,
     statuses={"done", "unfinished", "not started"},
+    evaluations=[
+      (visible(record.name), record.tables(), _budget_plots(record, f"evaluation-{number}"))
+      for number, record in enumerate(evaluations)
+    ],
     plots=_plots(run),
     samples=_samples(run),
     config=_config_sections(run),
     environment=[(visible(key), shorten(value)) for key, value in flatten(run.environment)] if run.environment else [],
   )
   replace_file(workdir.report, page)
-  replace_file(workdir.report.with_suffix(".md"), _markdown(run, tables))
+  replace_file(workdir.report.with_suffix(".md"), _markdown(run, tables, evaluations))
   return workdir.report
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  title: str
-  header: tuple[str, ...]
-  rows: Sequence[tuple[str, ...]]
-  text_columns: frozenset[int]  # aligned left; the others hold numbers
-  note: str = ""
 
 
 def _summary(run: RunRecord) -> Table:
@@ -200,6 +197,14 @@ def _plots(run: RunRecord) -> list[dict[str, Any]]:
   return plots(run)
 
 
+def _budget_plots(record: EvaluationRecord, prefix: str) -> list[dict[str, Any]]:
+  if not any(result.budgets for result in record.tasks):
+    return []
+  from qwen3_jax.reporting.budget_plots import budget_plots  # likewise
+
+  return budget_plots(record, prefix)
+
+
 def _samples(run: RunRecord) -> list[tuple[str, list[dict[str, Any]]]]:
   stages = []
   for stage in run.stages:
@@ -241,11 +246,16 @@ def _template() -> jinja2.Template:
   return environment.from_string((Path(__file__).parent / "reporting" / "template.html").read_text(encoding="utf-8"))
 
 
-def _markdown(run: RunRecord, tables: list[Table]) -> str:
+def _markdown(run: RunRecord, tables: list[Table], evaluations: list[EvaluationRecord]) -> str:
   blocks = [f"# {_markdown_text(run.name)}", _markdown_text(_subtitle(run))]
   blocks += ["\n".join(f"- {_markdown_text(notice)}" for notice in run.notices)]
   for table in tables:
     blocks += [f"## {table.title}", _markdown_table(table), table.note]
+  for record in evaluations:
+    blocks.append(f"## Evaluation {_markdown_text(record.name)}")
+    for table in record.tables():
+      title = f"### {_markdown_text(table.title)}" if table.title else ""
+      blocks += [title, _markdown_table(table), table.note]
   samples = _samples(run)
   if samples:
     blocks.append("## Samples")
@@ -263,7 +273,7 @@ def _markdown(run: RunRecord, tables: list[Table]) -> str:
 
 def _markdown_table(table: Table) -> str:
   rule = ["---" if column in table.text_columns else "---:" for column in range(len(table.header))]
-  rows = [table.header, *([_markdown_text(cell) for cell in row] for row in table.rows)]
+  rows = [[_markdown_text(cell) for cell in row] for row in (table.header, *table.rows)]
   lines = ["| " + " | ".join(row) + " |" for row in rows]
   return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]])
 

@@ -139,7 +139,7 @@ class _Run:
       self.window_start = (step, time.monotonic())
       while step < stage.steps:
         batch = self._next_batch(state)
-        state, metrics = compiled(state, batch, learning_rates[step])
+        state, metrics = compiled(state, stage.complete(batch), learning_rates[step], *stage.constants)
         step += 1
         if self._is_logged(step):
           metrics["data_checksum"] = fingerprint_on_device(batch.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,11 @@ def make_train_step(
   balance_counts: str = "exact",
   gradient_dtype: str = "float32",
   offload_optimizer: bool = False,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-  """`step(state, batch, learning_rate)`: one optimizer step on a global batch [B, T]; to be jitted, the state donated.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """`step(state, batch, learning_rate, *constants)`: one optimizer step on a global batch [B, T]; to be jitted.
 
-  The learning rate is an argument so that stages and sweeps which differ in their schedules share a compiled program.
+  The state is meant to be donated. The learning rate is an argument so that stages and sweeps which differ in their
+  schedules share a compiled program. `constants` are what the objective takes after its random key, if anything.
 
   The gradient is that of `sum of losses / sum of weights + router_aux_loss_coef * balance loss` over the whole batch,
   whatever `micro_batches` is. The balance loss needs the expert counts of the whole batch before any micro-batch's
@@ -46,27 +48,29 @@ def make_train_step(
   A step whose loss or gradient is not finite changes nothing but the counters.
   """
 
-  def differentiated(
-    params: Parameters,
-    batch: Batch,
-    rng: jax.Array,
-    total: LossOutput | None = None,
-    earlier_slots: jax.Array | float = 0.0,
-  ):
-    """Loss times its weight, so that micro-batches add up. `total` is of all, `earlier_slots` of those before."""
-    output = objective(from_parameters(config, params), batch, rng)
-    loss = output.loss_sum
-    if output.router is not None:
-      total = jax.lax.stop_gradient(output if total is None else total)
-      assert total.router is not None
-      balance = balance_loss(output.router, total.router.slots + earlier_slots, total.router.tokens)
-      loss += total.weight * config.router_aux_loss_coef * balance
-    return loss, output
-
-  gradient = jax.grad(differentiated, has_aux=True)
-
-  def accumulated_gradient(params: Parameters, batch: Batch, rng: jax.Array) -> tuple[Parameters, LossOutput]:
+  def accumulated_gradient(
+    params: Parameters, batch: Batch, rng: jax.Array, objective: Objective
+  ) -> tuple[Parameters, LossOutput]:
     """Sum over micro-batches of the gradient and of the outputs."""
+
+    def differentiated(
+      params: Parameters,
+      batch: Batch,
+      rng: jax.Array,
+      total: LossOutput | None = None,
+      earlier_slots: jax.Array | float = 0.0,
+    ):
+      """Loss times its weight, so that micro-batches add up. `total` is of all, `earlier_slots` of those before."""
+      output = objective(from_parameters(config, params), batch, rng)
+      loss = output.loss_sum
+      if output.router is not None:
+        total = jax.lax.stop_gradient(output if total is None else total)
+        assert total.router is not None
+        balance = balance_loss(output.router, total.router.slots + earlier_slots, total.router.tokens)
+        loss += total.weight * config.router_aux_loss_coef * balance
+      return loss, output
+
+    gradient = jax.grad(differentiated, has_aux=True)
     if micro_batches == 1:
       return gradient(params, batch, rng)
     inputs = (split_micro_batches(batch, micro_batches), jax.random.split(rng, micro_batches))
@@ -85,9 +89,10 @@ def make_train_step(
     sums, _ = jax.lax.scan(micro_step, (_zeros_like(params), nothing), inputs)
     return sums
 
-  def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *constants) -> tuple[TrainState, Metrics]:
+    of_batch = lambda model, batch, rng: objective(model, batch, rng, *constants)
     params = jax.tree.map(lambda p: p.astype(gradient_dtype), state.params)
-    gradients, output = accumulated_gradient(params, batch, jax.random.fold_in(state.rng, state.step))
+    gradients, output = accumulated_gradient(params, batch, jax.random.fold_in(state.rng, state.step), of_batch)
     weight = jnp.maximum(output.weight, 1e-8)
     norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), gradients)) / weight
     scale = 1.0 / weight if not clip_norm else jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) / weight
@@ -148,9 +153,9 @@ def router_metrics(router: RouterStatistics) -> Metrics:
   }
 
 
-def split_micro_batches(batch: Batch, n: int) -> Batch:
-  """[B, T] -> [n, B/n, T]. Micro-batch i takes rows i, i+n, ...: each device keeps its own rows."""
-  B = batch.shape[0]
+def split_micro_batches(batch: Any, n: int) -> Any:
+  """Arrays [B, ...] -> [n, B/n, ...]. Micro-batch i takes rows i, i+n, ...: each device keeps its own rows."""
+  B = jax.tree.leaves(batch)[0].shape[0]
   if B % n:
     raise ValueError(f"batch of {B} sequences does not split into micro_batches={n}")
   return jax.tree.map(lambda x: x.reshape(B // n, n, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -10,7 +10,16 @@ from ml_collections import ConfigDict
 
 from qwen3_jax import config as config_module
 from qwen3_jax import config_loading
-from qwen3_jax.config import base_config, corpus, make_model_config, pretrain_stage, rl_stage, sft_stage
+from qwen3_jax.config import (
+  base_config,
+  corpus,
+  distill_stage,
+  make_model_config,
+  pretrain_stage,
+  rl_stage,
+  sft_stage,
+  teacher,
+)
 from qwen3_jax.config_checks import ConfigError, did_you_mean, validate
 from qwen3_jax.config_loading import load, parse_arg
 
@@ -312,6 +321,47 @@ def test_impossible_rl_stage(stage, expected):
   assert expected in problems_of(config)
 
 
+DISTILL = {"steps": 4, "batch_size": 8, "problems": "cups:10"}
+
+
+def distilling(teachers=None, **stage):
+  config = valid_config()
+  teachers = {"large": teacher("/teacher")} if teachers is None else teachers
+  config.stages.on_policy = distill_stage(**DISTILL | stage, teachers=teachers)
+  config.pipeline = ("s1", "on_policy")
+  return config
+
+
+def test_a_stage_of_distillation_is_valid():
+  teachers = {"large": teacher("/teacher", model="qwen3-32b"), "itself": teacher("stage:s1")}
+  routes = (("no_think", "itself"), ("mathematics", "large"))
+  validate(distilling(teachers, routes=routes), device_count=8)
+
+
+@pytest.mark.parametrize(
+  "stage, expected",
+  [
+    ({"steps": 0}, "on_policy.steps=0: must be at least 1"),
+    ({"teachers": {}}, "on_policy.teachers: names none"),
+    ({"teachers": {"large": teacher()}}, "on_policy.teachers.large.path='': names no checkpoint"),
+    ({"teachers": {"large": teacher("stage:s2")}}, "large.path='stage:s2': no stage before 'on_policy'; there are s1"),
+    ({"teachers": {"large": teacher("/t", dtype="int8")}}, "large.dtype='int8': must be one of float32, bfloat16"),
+    ({"teachers": {"large": teacher("/t", model="qwen3-33b")}}, "large.model: Unknown model 'qwen3-33b'. Did you mean"),
+    ({"teachers": {"large": teacher("/t", mesh={"data": -2})}}, "large.mesh.data=-2: must be at least 1, or -1"),
+    ({"teachers": {"large": teacher("/t", pth=1)}}, "on_policy.teachers.large.pth: unknown key"),
+    (
+      {"routes": (("think", "small"),)},
+      "on_policy.routes: ('think', 'small'): expected (mode or domain, one of large)",
+    ),
+    ({"distillation": {"divergence": "revers"}}, "on_policy.distillation: Distillation: divergence='revers'"),
+    ({"rollout": {"modes": {"think": 0.5}}}, "shares must be at least 0 and add up to 1"),
+    ({"samples": 3}, "on_policy.samples=3: must divide batch_size * minibatches = 8"),
+  ],
+)
+def test_impossible_stage_of_distillation(stage, expected):
+  assert expected in problems_of(distilling(**stage))
+
+
 def test_unknown_key_of_an_rl_stage():
   config = valid_config()
   config.stages.rl = rl_stage(**RL)
@@ -406,7 +456,17 @@ def test_every_key_has_a_comment():
   source = inspect.getsource(config_module)
   lines = source.splitlines()
   functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-  documented = {"base_config", "corpus", "_stage", "_packed_stage", "pretrain_stage", "rl_stage"}
+  documented = {
+    "base_config",
+    "corpus",
+    "_stage",
+    "_packed_stage",
+    "sft_stage",
+    "rl_stage",
+    "_rollout_stage",
+    "_judged",
+  }
+  documented |= {"distill_stage", "teacher"}
   undocumented, seen = [], 0
   for function in functions:
     if function.name not in documented:

@@ -5,15 +5,19 @@ then gets results over the whole vocabulary, and its part of the gradient of hid
 which its rows are: they are gathered here, and their gradient is added up over those axes and scattered.
 
 On TPU, if D is a multiple of 128, Pallas kernels make the loss and the statistics of tokens, and logits never reach
-HBM; elsewhere, and for `divergence`, chunks of tokens have their logits in memory.
+HBM; elsewhere, and for divergences, chunks of tokens have their logits in memory.
 """
 
 from __future__ import annotations
 
+import difflib
+
 import jax
+import jax.numpy as jnp
 
 from kernels.linear_cross_entropy import divergence as _divergence
 from kernels.linear_cross_entropy import loss
+from kernels.linear_cross_entropy import top_divergence as _top
 from kernels.linear_cross_entropy.head import gathered
 from kernels.linear_cross_entropy.tokens import token_statistics
 
@@ -69,30 +73,79 @@ def divergence(
   head: jax.Array,
   teacher_hidden: jax.Array,
   teacher_head: jax.Array,
-  reverse: bool = False,
+  kind: str = "forward",
+  *,
+  mix: float = 0.5,
   temperature: float = 1.0,
+  vocabulary: int | None = None,
   vocabulary_axis: str | None = None,
   embed_axes: tuple[str, ...] = (),
 ) -> jax.Array:
-  """KL(teacher || student) of each prediction over the whole vocabulary, in nats: float32 [B, T].
+  """What a student's predictions differ by from a teacher's, over the whole vocabulary, in nats: float32 [B, T].
 
   Of softmax(logits / temperature) of both; differentiable in the student's hidden and head, constant in the teacher's.
 
   Args:
     hidden, head: the student's, [B, T, D] and [D, V].
     teacher_hidden, teacher_head: [B, T, D'] and [D', V]; both heads are split alike.
-    reverse: KL(student || teacher) instead.
+    kind: "forward" KL(teacher || student), "reverse" KL(student || teacher), or "jsd", the generalised Jensen-Shannon
+      divergence of Agarwal et al. 2024: mix * KL(teacher || M) + (1 - mix) * KL(student || M) with
+      M = mix * teacher + (1 - mix) * student.
+    mix: in (0, 1).
+    vocabulary: columns that stand for tokens, the first ones; others are in neither distribution. None: all.
   """
   _check("divergence", hidden, head, embed_axes)
   _check("divergence: teacher", teacher_hidden, teacher_head, embed_axes)
   if hidden.shape[:2] != teacher_hidden.shape[:2] or head.shape[1] != teacher_head.shape[1]:
     shapes = f"hidden {hidden.shape} and {teacher_hidden.shape}, heads {head.shape} and {teacher_head.shape}"
     raise ValueError(f"divergence: {shapes} do not fit")
-  if temperature <= 0:
-    raise ValueError(f"divergence: temperature {temperature}, expected more than 0")
+  if kind not in _divergence.KINDS:
+    near = difflib.get_close_matches(kind, _divergence.KINDS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"divergence: kind {kind!r}, expected one of {', '.join(_divergence.KINDS)}{hint}")
+  if not 0 < mix < 1:
+    raise ValueError(f"divergence: mix {mix}, expected within (0, 1)")
+  predictions = _predictions("divergence", head, temperature, vocabulary, vocabulary_axis)
   head, teacher_head = gathered(head, embed_axes), gathered(teacher_head, embed_axes)
-  rest = reverse, 1.0 / temperature, vocabulary_axis
-  return _divergence.divergence(hidden, head, teacher_hidden, teacher_head, *rest)
+  return _divergence.divergence(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions)
+
+
+def top_divergence(
+  hidden: jax.Array,
+  head: jax.Array,
+  ids: jax.Array,
+  log_probabilities: jax.Array,
+  *,
+  vocabulary: int | None = None,
+  vocabulary_axis: str | None = None,
+  embed_axes: tuple[str, ...] = (),
+) -> jax.Array:
+  """KL(teacher || student) of each prediction, of a teacher whose k most likely tokens are known: float32 [B, T].
+
+  Over k + 1 outcomes, these tokens and all others together: at most the divergence over the vocabulary. Differentiable
+  in hidden and head; 0 where nothing is known.
+
+  Args:
+    ids: int32 [B, T, k], different tokens; -1 is none, and so is what lies beyond `vocabulary`.
+    log_probabilities: float32 [B, T, k], of the teacher's softmax at temperature 1.
+  """
+  _check("top_divergence", hidden, head, embed_axes)
+  if ids.shape != log_probabilities.shape or ids.shape[:2] != hidden.shape[:2] or ids.ndim != 3:
+    raise ValueError(f"top_divergence: hidden {hidden.shape}, ids {ids.shape} and {log_probabilities.shape} do not fit")
+  predictions = _predictions("top_divergence", head, 1.0, vocabulary, vocabulary_axis)
+  ids = jnp.where(ids < predictions.vocabulary, ids, -1)
+  return _top.top_divergence(hidden, gathered(head, embed_axes), ids, log_probabilities, predictions)
+
+
+def _predictions(
+  name: str, head: jax.Array, temperature: float, vocabulary: int | None, vocabulary_axis: str | None
+) -> _divergence.Predictions:
+  columns = head.shape[1] * (jax.lax.axis_size(vocabulary_axis) if vocabulary_axis else 1)
+  if temperature <= 0:
+    raise ValueError(f"{name}: temperature {temperature}, expected more than 0")
+  if vocabulary is not None and not 1 <= vocabulary <= columns:
+    raise ValueError(f"{name}: vocabulary {vocabulary}, expected 1 .. {columns}")
+  return _divergence.Predictions(1.0 / temperature, vocabulary or columns, vocabulary_axis)
 
 
 def _check(name: str, hidden: jax.Array, head: jax.Array, embed_axes: tuple[str, ...], **of_tokens: jax.Array) -> None:

@@ -1,27 +1,57 @@
-"""Kullback-Leibler divergence between the predictions of two models, over the whole vocabulary, in chunks of tokens."""
+"""Divergences between the predictions of two models, over the whole vocabulary, in chunks of tokens."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from kernels.linear_cross_entropy import xla
 
-
-def _log_z(logits: jax.Array, axis: str | None) -> jax.Array:
-  """Log of the sum of exp(logit) over the last axis of [B, t, V], and over the devices of `axis`."""
-  peak = jnp.max(logits, axis=-1)
-  if axis:
-    peak = jax.lax.pmax(peak, axis)
-  total = jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1)
-  return peak + jnp.log(jax.lax.psum(total, axis) if axis else total)
+KINDS = ("forward", "reverse", "jsd")
+_NOWHERE = -1e30  # the logit of a column that stands for no token
 
 
-def _log_probabilities(hidden, head, scale: float, axis: str | None) -> jax.Array:
-  logits = xla.logits_of(hidden, head) * scale
-  return logits - _log_z(logits, axis)[..., None]
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """How the logits of a head's columns become log-probabilities."""
+
+  scale: float  # of logits
+  vocabulary: int  # columns that stand for tokens, over all devices of `axis`
+  axis: str | None  # the mesh axis over which columns are split
+
+  def first_column(self, head: jax.Array) -> jax.Array | int:
+    """The number of a head's first column."""
+    return jax.lax.axis_index(self.axis) * head.shape[1] if self.axis else 0
+
+  def logits(self, hidden: jax.Array, head: jax.Array) -> jax.Array:
+    """[B, t, V / n] of the n devices of `axis`."""
+    logits = xla.logits_of(hidden, head) * self.scale
+    columns = self.first_column(head) + jnp.arange(head.shape[1])
+    return jnp.where(columns < self.vocabulary, logits, _NOWHERE)
+
+  def log_z(self, logits: jax.Array) -> jax.Array:
+    """Log of the sum of exp(logit) over the vocabulary, [B, t]."""
+    peak = jnp.max(logits, axis=-1)
+    if self.axis:
+      peak = jax.lax.pmax(peak, self.axis)
+    return peak + jnp.log(self.sum(jnp.exp(logits - peak[..., None])))
+
+  def log_probabilities(self, hidden: jax.Array, head: jax.Array) -> jax.Array:
+    logits = self.logits(hidden, head)
+    return logits - self.log_z(logits)[..., None]
+
+  def sum(self, x: jax.Array) -> jax.Array:
+    """Over the last axis and the devices of `axis`."""
+    total = jnp.sum(x, axis=-1)
+    return jax.lax.psum(total, self.axis) if self.axis else total
+
+  def cotangent(self, x: jax.Array) -> jax.Array:
+    """Of [B, T] that every device of `axis` has, each a part of its cotangent."""
+    return jax.lax.psum(x, self.axis) if self.axis else x
 
 
 def _chunks(hidden: jax.Array, head: jax.Array) -> int:
@@ -29,39 +59,51 @@ def _chunks(hidden: jax.Array, head: jax.Array) -> int:
   return xla.chunks(B, T, 2 * head.shape[1])  # two models' logits
 
 
+def _mixture(ours: jax.Array, theirs: jax.Array, mix: float) -> jax.Array:
+  return jnp.logaddexp(ours + math.log1p(-mix), theirs + math.log(mix))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def divergence(hidden, head, teacher_hidden, teacher_head, reverse: bool, scale: float, axis: str | None) -> jax.Array:
-  """Float32 [B, T]; `axis` is the mesh axis over which both vocabularies are split. Else as `api.divergence`."""
+def divergence(
+  hidden, head, teacher_hidden, teacher_head, kind: str, mix: float, predictions: Predictions
+) -> jax.Array:
+  """Float32 [B, T], as `api.divergence`."""
 
   def chunk(xs):
-    ours = _log_probabilities(xs[0], head, scale, axis)
-    theirs = _log_probabilities(xs[1], teacher_head, scale, axis)
-    terms = jnp.exp(ours) * (ours - theirs) if reverse else jnp.exp(theirs) * (theirs - ours)
-    total = jnp.sum(terms, axis=-1)
-    return jax.lax.psum(total, axis) if axis else total
+    ours = predictions.log_probabilities(xs[0], head)
+    theirs = predictions.log_probabilities(xs[1], teacher_head)
+    if kind == "forward":
+      return predictions.sum(jnp.exp(theirs) * (theirs - ours))
+    if kind == "reverse":
+      return predictions.sum(jnp.exp(ours) * (ours - theirs))
+    mixed = _mixture(ours, theirs, mix)
+    terms = mix * jnp.exp(theirs) * (theirs - mixed) + (1 - mix) * jnp.exp(ours) * (ours - mixed)
+    return predictions.sum(terms)
 
   n = _chunks(hidden, head)
   return xla.joined(jax.lax.map(chunk, (xla.split(hidden, n), xla.split(teacher_hidden, n))))
 
 
-def _forward(hidden, head, teacher_hidden, teacher_head, reverse, scale, axis):
-  found = divergence(hidden, head, teacher_hidden, teacher_head, reverse, scale, axis)
-  return found, (hidden, head, teacher_hidden, teacher_head, found)
+def _forward(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions):
+  found = divergence(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions)
+  return found, (hidden, head, teacher_hidden, teacher_head)
 
 
-def _backward(reverse, scale, axis, residuals, gradient):
-  hidden, head, teacher_hidden, teacher_head, found = residuals
-  if axis:  # every device has the same divergences, and a part of their cotangents
-    gradient = jax.lax.psum(gradient, axis)
+def _backward(kind, mix, predictions, residuals, gradient):
+  hidden, head, teacher_hidden, teacher_head = residuals
 
-  def to_logits(h, teacher_h, value, cotangent):
-    ours = _log_probabilities(h, head, scale, axis)
-    theirs = _log_probabilities(teacher_h, teacher_head, scale, axis)
+  def to_logits(h, teacher_h, cotangent):
+    ours = predictions.log_probabilities(h, head)
+    theirs = predictions.log_probabilities(teacher_h, teacher_head)
     probabilities = jnp.exp(ours)
-    of_value = probabilities * (ours - theirs - value[..., None]) if reverse else probabilities - jnp.exp(theirs)
-    return of_value * (scale * cotangent[..., None])
+    if kind == "forward":
+      of_value = probabilities - jnp.exp(theirs)
+    else:  # by the probabilities, then through the softmax
+      slope = ours - theirs if kind == "reverse" else (1 - mix) * (ours - _mixture(ours, theirs, mix))
+      of_value = probabilities * (slope - predictions.sum(probabilities * slope)[..., None])
+    return of_value * (predictions.scale * cotangent[..., None])
 
-  rest = teacher_hidden, found, gradient
+  rest = teacher_hidden, predictions.cotangent(gradient)
   to_student = xla.gradients(to_logits, _chunks(hidden, head), hidden, head, *rest)
   return *to_student, jnp.zeros_like(teacher_hidden), jnp.zeros_like(teacher_head)
 

@@ -23,12 +23,17 @@ def token_log_probabilities(hidden, head, targets, temperature: float = 1.0):
   return jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0], -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
-def divergence(hidden, head, teacher_hidden, teacher_head, reverse: bool = False, temperature: float = 1.0):
+def divergence(
+  hidden, head, teacher_hidden, teacher_head, kind: str = "forward", *, mix: float = 0.5, temperature: float = 1.0
+):
   """As `api.divergence`, with the teacher's gradients too."""
   student = _log_probabilities(hidden, head, temperature)
   teacher = _log_probabilities(teacher_hidden, teacher_head, temperature)
-  p, q = (student, teacher) if reverse else (teacher, student)
-  return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+  kl = lambda p, q: jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+  if kind == "jsd":
+    mixed = jnp.log(mix * jnp.exp(teacher) + (1 - mix) * jnp.exp(student))
+    return mix * kl(teacher, mixed) + (1 - mix) * kl(student, mixed)
+  return kl(student, teacher) if kind == "reverse" else kl(teacher, student)
 
 
 def _log_probabilities(hidden, head, temperature: float):

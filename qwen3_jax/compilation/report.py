@@ -36,9 +36,12 @@ Report = dict[str, Any]
 _LARGEST = 8  # buffers listed
 
 
-def compile_report(program: Program, lowered: Lowered, mesh: Mesh, topology: Topology) -> Report:
+def compile_report(
+  program: Program, lowered: Lowered, mesh: Mesh, topology: Topology, beside: Mapping[str, Any] | None = None
+) -> Report:
   """Compiles and measures. `fits` is False when the compiler refuses for lack of HBM; what it then lacks is left out.
 
+  `beside`: what else is on the devices, by kind, as `program.resident` names what always is.
   Every figure is per device unless its name says otherwise; docs/tpu.md says how each is found.
   """
   arguments = program.arguments(mesh)
@@ -60,7 +63,7 @@ def compile_report(program: Program, lowered: Lowered, mesh: Mesh, topology: Top
     report |= _overflow(result, of_arguments)
   else:
     report |= _measured(program, result, arguments, mesh, topology)
-  for kind, tree in program.resident(mesh).items():
+  for kind, tree in {**program.resident(mesh), **(beside or {})}.items():
     _add_resident(report, kind, device_bytes(tree))
   return report | {"host_peak_bytes": host_peak_bytes()}
 

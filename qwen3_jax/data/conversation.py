@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from qwen3_jax.data import chat_template
 from qwen3_jax.data.tokenizer import Tokenizer
+
+LossTurns = Literal["all", "last"]
 
 _SWITCH = re.compile(r"(?<![\w/])/(no_think|think)(?![\w/])")
 
@@ -36,8 +40,12 @@ def encode_conversation(
   tools: Sequence[Mapping[str, Any]] | None = None,
   enable_thinking: bool = True,
   add_generation_prompt: bool = False,
+  loss: LossTurns = "all",
 ) -> Encoded:
   """Token ids of the conversation and the loss mask; the ids spell `apply_chat_template` with the same arguments.
+
+  `loss` says which assistant turns are trained on: all, or the last alone, for templates leave the thinking out of
+  earlier ones.
 
   No text can forge a turn: control tokens (`<|im_end|>`, ...) that occur inside messages, and every added token inside
   tool results and tool descriptions, are encoded as plain text. So the ids equal `encode(apply_chat_template(...))`
@@ -48,6 +56,8 @@ def encode_conversation(
   control token; raises ValueError for others. A token that straddles the end of a header (a message that starts with a
   line break) is not trained on, for no header ends with it at inference.
   """
+  if loss not in get_args(LossTurns):
+    raise ValueError(f"loss={loss!r}: expected {' or '.join(map(repr, get_args(LossTurns)))}, the turns trained on")
   messages = chat_template.check_messages(messages)
   mark = _unused_character(messages, tools)
   marked_messages = [_mark_message(message, tokenizer, mark) for message in messages]
@@ -60,7 +70,7 @@ def encode_conversation(
         "the chat template reads or changes the control tokens that the messages hold; remove them first"
       )
 
-  header = _assistant_header(tokenizer, tools)
+  header = _assistant_header(tokenizer, json.dumps(marked_tools))
   spans = _assistant_spans(tokenizer, text, header)
   turns = sum(message["role"] == "assistant" for message in messages) + add_generation_prompt
   if len(spans) != turns:
@@ -71,6 +81,8 @@ def encode_conversation(
     spans.pop()
   if any(end is None for _, end in spans):
     raise ValueError("the chat template does not end assistant turns with a control token: no loss mask")
+  if loss == "last":
+    spans = spans[-1:]
   return _encode_spans(tokenizer, text, [(start, end) for start, end in spans if end is not None], mark)
 
 
@@ -107,8 +119,10 @@ def _mark(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
   return value
 
 
-def _assistant_header(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None) -> str:
+@functools.lru_cache(maxsize=16)
+def _assistant_header(tokenizer: Tokenizer, tools_json: str) -> str:
   """What opens an assistant turn: shared by the generation prompt and by a finished turn."""
+  tools = json.loads(tools_json)
   question = {"role": "user", "content": "question"}
   before = tokenizer.apply_chat_template([question], tools, add_generation_prompt=False)
   prompt = tokenizer.apply_chat_template([question], tools, add_generation_prompt=True)

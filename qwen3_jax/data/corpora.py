@@ -21,11 +21,12 @@ from qwen3_jax.data.train_tokenizer import train_sentencepiece
 from qwen3_jax.distributed import on_first_process
 
 _PREPARED = "prepared:"
+WRITTEN = "written:"  # by the run, later
 _SEEN_WITHIN_SECONDS = 90  # NFS may remember for a minute that a file was not there
 
 
 def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[str, Path]]:
-  """The tokenizer, and the prepared folder of every corpus that a stage of the pipeline reads.
+  """The tokenizer, and the prepared folder of every corpus that a stage of the pipeline reads, but for written ones.
 
   A raw corpus is tokenised once into `config.data.cache`, or `workdir`/data. `workdir`/tokenizer holds the tokenizer:
   that of `config.tokenizer.path`, or one trained on the raw corpora. Process 0 does the work, the others wait.
@@ -38,8 +39,19 @@ def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[
   rows = config.model.vocab_size
   if tokenizer.vocab_size > rows:
     raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocab_size={rows} rows")
-  cache = Path(config.data.cache) if config.data.cache else workdir / "data"
-  return tokenizer, {name: _prepared(config, name, cache, tokenizer) for name in names}
+  ready = [name for name in names if not config.data.corpora[name].source.startswith(WRITTEN)]
+  return tokenizer, {name: _prepared(config, name, _cache(config, workdir), tokenizer) for name in ready}
+
+
+def prepare_written(config: ConfigDict, name: str, conversations: Path, workdir: Path, tokenizer: Tokenizer) -> Path:
+  """The prepared folder of a corpus `written:...`, once the run has written the conversations."""
+  config = config.copy_and_resolve_references()
+  config.data.corpora[name].source = f"chat:{conversations.absolute()}"
+  return _prepared(config, name, _cache(config, workdir), tokenizer)
+
+
+def _cache(config: ConfigDict, workdir: Path) -> Path:
+  return Path(config.data.cache) if config.data.cache else workdir / "data"
 
 
 def _tokenizer(config: ConfigDict, corpora: list[str], workdir: Path) -> Tokenizer:
@@ -87,7 +99,7 @@ def _keep(tokenizer: Tokenizer, kept: Path, path: str) -> None:
 def _sample(config: ConfigDict, corpora: list[str], size: int) -> Iterator[str]:
   """About `size` bytes of text, in equal parts of the raw corpora."""
   raw = {config.data.corpora[name].source: name for name in corpora}
-  raw = {spec: name for spec, name in raw.items() if not spec.startswith(_PREPARED)}
+  raw = {spec: name for spec, name in raw.items() if not spec.startswith((_PREPARED, WRITTEN))}
   if not raw:
     raise DataError("tokenizer.path='': there is no raw corpus to train a tokenizer on; name the corpora's tokenizer")
   for spec, name in raw.items():

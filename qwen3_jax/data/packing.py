@@ -21,15 +21,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwen3_jax.batch import Batch
+from qwen3_jax.batch import Batch, TopPredictions
+from qwen3_jax.data.records import Predictions
 
 POOL_DOCUMENTS = 2**16  # of one bucket, at most
 _ROUNDS = 8  # of the Feistel network
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Piece = tuple[int, int, int]  # document, start, length
-# (document, start, length) -> tokens int32 [n], loss mask bool [n] or None
-Read = Callable[[int, int, int], tuple[np.ndarray, np.ndarray | None]]
+# (document, start, length) -> tokens int32 [n], loss mask bool [n] or None, and predictions [n, k] if there are any
+Read = Callable[
+  [int, int, int],
+  tuple[np.ndarray, np.ndarray | None] | tuple[np.ndarray, np.ndarray | None, Predictions | None],
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,25 +250,32 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
   return result, used
 
 
-def empty_batch(rows: int, window: int) -> Batch:
-  """A batch of padding: int32 and float32 zeros [rows, window]."""
+def empty_batch(rows: int, window: int, top_k: int = 0) -> Batch:
+  """A batch of padding: int32 and float32 zeros [rows, window]; no predictions, `top_k` for a token."""
   integers = (np.zeros((rows, window), np.int32) for _ in range(4))
-  return Batch(next(integers), next(integers), np.zeros((rows, window), np.float32), next(integers), next(integers))
+  weights = np.zeros((rows, window), np.float32)
+  top = None
+  if top_k:
+    top = TopPredictions(np.full((rows, window, top_k), -1, np.int32), np.zeros((rows, window, top_k), np.float32))
+  return Batch(next(integers), next(integers), weights, next(integers), next(integers), top=top)
 
 
 def write_row(batch: Batch, b: int, pieces: Iterable[Piece], read: Read) -> None:
   """Fills row `b` of an empty batch with pieces.
 
   The target of a piece's last token is the document's next token, of weight 0 where the document ends. A document's
-  loss mask says which of its tokens count as targets.
+  loss mask says which of its tokens count as targets; predictions are of the targets, too.
   """
   at = 0
   for segment, (document, start, length) in enumerate(pieces, 1):
-    tokens, mask = read(document, start, length + 1)
+    tokens, mask, *predictions = read(document, start, length + 1)
     place, targets = slice(at, at + length), slice(at, at + len(tokens) - 1)
     batch.tokens[b, place] = tokens[:length]
     batch.targets[b, targets] = tokens[1:]
     batch.loss_weights[b, targets] = 1 if mask is None else mask[1:]
+    if batch.top is not None and predictions and predictions[0] is not None:
+      batch.top.ids[b, targets] = predictions[0].ids[1:]
+      batch.top.log_probabilities[b, targets] = predictions[0].log_probabilities[1:]
     batch.positions[b, place] = np.arange(length)
     batch.segment_ids[b, place] = segment
     at += length

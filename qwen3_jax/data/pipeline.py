@@ -9,6 +9,7 @@ where the current pool of each corpus starts, and which of its rows is next.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -52,6 +53,7 @@ def train_batches(
   seed: int,
   length_buckets: Sequence[LengthBucket] = (),
   rows: Sequence[int] | None = None,
+  top_k: int | None = None,
 ) -> BatchIterator:
   """An endless iterator of training batches: this process's rows [len(rows), sequence_length].
 
@@ -66,6 +68,8 @@ def train_batches(
       belongs to the lower one. Rows mix buckets; pieces outside all of them are left out. Corpora without pieces in a
       bucket leave their part of it to the others.
     rows: which of a step's rows to read, in 0 .. batch_size - 1 and in order; None is all.
+    top_k: stored predictions of a token to read into `Batch.top`; None is as many as any corpus stores, 0 reads none.
+      What a corpus does not store has ids -1.
   """
   local = _local_rows(batch_size, rows)
   if not mixture:
@@ -77,7 +81,8 @@ def train_batches(
       raise DataError(f"mixture.{name}: share {share}; expected more than 0")
     if not corpus.tokens_total:
       raise DataError(f"mixture.{name}: {corpus.path / corpus.split} holds no tokens")
-  streams = _streams(mixture, sequence_length, seed, _disjoint(length_buckets) or [(1, sequence_length, 1.0)])
+  top_k = _predictions({name: corpus for name, (corpus, _) in mixture.items()}, top_k)
+  streams = _streams(mixture, sequence_length, seed, _disjoint(length_buckets) or [(1, sequence_length, 1.0)], top_k)
   described = {
     "version": _STATE_VERSION,
     "seed": seed,
@@ -93,16 +98,18 @@ def train_batches(
       for name, (corpus, share) in sorted(mixture.items())
     },
   }
-  return BatchIterator(_Steps(streams, sequence_length, batch_size, local), sequence_length, described)
+  return BatchIterator(
+    _Steps(streams, sequence_length, batch_size, local), _RowReader(sequence_length, top_k), described
+  )
 
 
 class BatchIterator(Iterator[Batch]):
   """Training batches, prefetched. `get_state` speaks of the batch returned last; batches read ahead do not count."""
 
-  def __init__(self, steps: _Steps, sequence_length: int, described: dict[str, Any]):
+  def __init__(self, steps: _Steps, reader: _RowReader, described: dict[str, Any]):
     self._described = described
-    self._reader = _RowReader(sequence_length)
-    batches = ThreadPrefetchIterDataset(steps.map(self._reader.batch), prefetch_buffer_size=PREFETCHED_BATCHES)
+    self._reader = reader
+    batches = ThreadPrefetchIterDataset(steps.map(reader.batch), prefetch_buffer_size=PREFETCHED_BATCHES)
     self._iterator = iter(batches)
 
   def __next__(self) -> Batch:
@@ -138,8 +145,9 @@ def validation_batches(
   batch_size: int,
   num_batches: int,
   rows: Sequence[int] | None = None,
+  top_k: int | None = None,
 ) -> dict[str, list[Batch]]:
-  """Domain -> at most `num_batches` batches, the same in every run; shapes and `rows` as in `train_batches`.
+  """Domain -> at most `num_batches` batches, the same in every run; shapes, `rows`, `top_k` as in `train_batches`.
 
   Every domain that has documents appears, over all corpora. A small domain has fewer batches, the last one filled up
   with rows of weight zero.
@@ -148,11 +156,14 @@ def validation_batches(
   ordered = [corpus for _, corpus in sorted(corpora.items())]
   starts = np.cumsum([0] + [len(corpus) for corpus in ordered])  # number of each corpus's first document
 
-  def read(document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
-    corpus = int(np.searchsorted(starts, document, side="right")) - 1
-    return ordered[corpus].read(document - int(starts[corpus]), start, length)
+  top_k = _predictions(corpora, top_k)
+  reads = [_read(corpus, top_k) for corpus in ordered]
 
-  reader = _RowReader(sequence_length)
+  def read(document: int, start: int, length: int):
+    corpus = int(np.searchsorted(starts, document, side="right")) - 1
+    return reads[corpus](document - int(starts[corpus]), start, length)
+
+  reader = _RowReader(sequence_length, top_k)
   result = {}
   for domain in sorted({name for corpus in ordered for name in corpus.domain_names}):
     of_domain = [_documents_of(corpus, domain) for corpus in ordered]
@@ -175,7 +186,7 @@ class _Stream:
   """Rows of one corpus."""
 
   name: str
-  corpus: PreparedCorpus
+  read: Read
   weight: float  # share of the tokens
   packer: Packer
 
@@ -198,7 +209,7 @@ class _StreamPosition:
     rows = self.pool.rows
     self.row += 1
     self.tokens += int(rows.tokens[self.row - 1])
-    return stream.corpus.read, rows.row(self.row - 1)
+    return stream.read, rows.row(self.row - 1)
 
 
 class _Steps(grain.IterDataset[list[PlannedRow]]):
@@ -249,12 +260,12 @@ class _StepIterator(grain.DatasetIterator[list[PlannedRow]]):
 class _RowReader:
   """Reads the documents of planned rows, several rows at a time: remote storage has latency to hide."""
 
-  def __init__(self, sequence_length: int):
-    self._sequence_length = sequence_length
+  def __init__(self, sequence_length: int, top_k: int):
+    self._sequence_length, self._top_k = sequence_length, top_k
     self._threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read-rows")
 
   def batch(self, rows: list[PlannedRow]) -> Batch:
-    batch = empty_batch(len(rows), self._sequence_length)
+    batch = empty_batch(len(rows), self._sequence_length, self._top_k)
     list(self._threads.map(lambda b: write_row(batch, b, rows[b][1], rows[b][0]), range(len(rows))))
     return batch
 
@@ -267,6 +278,7 @@ def _streams(
   sequence_length: int,
   seed: int,
   buckets: Sequence[LengthBucket],
+  top_k: int,
 ) -> list[_Stream]:
   corpora = sorted(mixture.items())
   found: dict[str, list[tuple[Bucket, float]]] = {name: [] for name in mixture}  # with shares of all tokens
@@ -289,8 +301,26 @@ def _streams(
     if not found[name]:
       raise DataError(f"mixture.{name}: no document has a piece that falls into any of the length buckets")
     of_corpus, weights = zip(*found[name])
-    streams.append(_Stream(name, corpus, sum(weights), Packer(of_corpus, weights, key_of(seed, name))))
+    packer = Packer(of_corpus, weights, key_of(seed, name))
+    streams.append(_Stream(name, _read(corpus, top_k), sum(weights), packer))
   return streams
+
+
+def _predictions(corpora: Mapping[str, PreparedCorpus], top_k: int | None) -> int:
+  """How many predictions of a token are read."""
+  stored = {name: corpus.top_k for name, corpus in sorted(corpora.items())}
+  most = max(stored.values(), default=0)
+  if top_k is None:
+    return most
+  if not 0 <= top_k <= most:
+    there = ", ".join(f"{name} {k}" for name, k in stored.items())
+    raise DataError(f"top_k: {top_k} predictions of a token; the corpora store at most {most} ({there})")
+  return top_k
+
+
+def _read(corpus: PreparedCorpus, top_k: int) -> Read:
+  """With predictions where there are any, and any are wanted."""
+  return functools.partial(corpus.read_with_predictions, top_k=top_k) if top_k and corpus.top_k else corpus.read
 
 
 def _disjoint(buckets: Sequence[LengthBucket]) -> list[LengthBucket]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ from qwen3_jax.data.records import (
   write_manifest,
 )
 from qwen3_jax.data.sources import Document, Source, SourceError, open_source
+from qwen3_jax.data.storage_error import Predictor, StorageError, described
 from qwen3_jax.data.tokenizer import Tokenizer
 
 _MAX_SHARDS = 64  # unless asked for more
@@ -68,6 +70,7 @@ def prepare(
   num_shards: int = 0,
   workers: int = 0,
   progress: bool = True,
+  predictor: Predictor | None = None,
 ) -> dict[str, Any]:
   """Tokenises `source` (see `open_source`) into the folder `output` and returns its manifest.
 
@@ -80,9 +83,12 @@ def prepare(
     validation_fraction: share of the documents, chosen by the hash of their text, so that equal documents are never in
       both splits.
     limit_megabytes: bound on the raw text read, in MB; 0 reads all.
-    num_shards: 0 is one for each unit of the source, at most 64.
+    num_shards: 0 is one for each unit of the source, at most 64. With a predictor it may be more: a shard is what a
+      kill costs at most.
     workers: processes; 0 is one a core.
     progress: whether to show it on standard error.
+    predictor: its predictions are stored, and in the manifest `top_k`, how many of a token, and `storage_error`, what
+      they lose. It works in this process.
 
   The tokenizer's `eos_id` ends every document. Text that is only white space is left out.
 
@@ -101,12 +107,17 @@ def prepare(
     "num_shards": num_shards,
   }
   plan: dict[str, Any] = {"version": FORMAT_VERSION, "source": source, "tokenizer": tokenizer.fingerprint, **options}
+  if predictor is not None:
+    plan |= {"teacher": predictor.name, "top_k": predictor.top_k}
   output.mkdir(parents=True, exist_ok=True)
   with _lock(output):
     _check_same(output, plan)
     if is_prepared(output):
       return read_manifest(output)
     opened = open_source(source, text_field=text_field)
+    if predictor is not None:
+      opened = _Dealt(opened, -(-num_shards // len(opened.units)))
+      workers = 1
     shards = min(len(opened.units), num_shards or _MAX_SHARDS)
     listing = hashlib.sha256("\n".join(map(repr, opened.units)).encode(errors="surrogatepass")).hexdigest()
     _start(output, {**plan, "listing": listing})
@@ -119,12 +130,25 @@ def prepare(
       validation_fraction=validation_fraction,
       shards=shards,
       limit_bytes=int(limit_megabytes * 1e6 / shards) if limit_megabytes else None,
+      predictor=predictor,
     )
     missing = [shard for shard in range(shards) if not work.summary(shard).exists()]
     worker_pool.run(work.write_shard, missing, workers=workers, progress=f"Preparing {source}" if progress else "")
     manifest = _manifest(output, plan, tokenizer, [work.summary(shard) for shard in range(shards)])
     write_manifest(output, manifest)
     return manifest
+
+
+class _Dealt:
+  """A source whose units are dealt to `parts` smaller ones each, document by document."""
+
+  def __init__(self, source: Source, parts: int):
+    self._source = source
+    self.units = [(unit, part, max(parts, 1)) for unit in source.units for part in range(max(parts, 1))]
+
+  def read(self, unit: tuple[Any, int, int]) -> Iterator[Document]:
+    of_source, part, parts = unit
+    return itertools.islice(self._source.read(of_source), part, None, parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +163,7 @@ class _Work:
   validation_fraction: float
   shards: int
   limit_bytes: int | None  # of raw text, per shard
+  predictor: Predictor | None
 
   def summary(self, shard: int) -> Path:
     return self.output / _SUMMARIES / f"{shard:05d}.json"
@@ -146,16 +171,21 @@ class _Work:
   def write_shard(self, shard: int) -> dict[str, int]:
     """Writes one shard of both splits and returns its counts."""
     counts = Counter(documents=0, tokens=0, bytes=0, replaced=0)
+    error = StorageError()
     with contextlib.ExitStack() as stack:
       writers = [stack.enter_context(ShardWriter(shard_path(self.output, split, shard))) for split in SPLITS]
       for batch in _batches(self._documents(shard)):
-        for document, (ids, mask) in zip(batch, self._encoded(batch)):
-          tokens = self._checked(ids, document)
+        found = [(self._checked(ids, document), mask) for document, (ids, mask) in zip(batch, self._encoded(batch))]
+        predicted = [None] * len(batch) if self.predictor is None else self.predictor(found)
+        for document, (tokens, mask), predictions in zip(batch, found, predicted, strict=True):
           text = document.text.encode(errors="replace")
           writer = writers[_hash_fraction(text) < self.validation_fraction]
-          writer.add(tokens, document.domain or self.domain, document.language or self.language, mask)
+          labels = document.domain or self.domain, document.language or self.language
+          writer.add(tokens, *labels, mask, predictions and predictions.predictions)
+          error.add(predictions)
           counts.update(documents=1, tokens=len(tokens), bytes=len(text), replaced=document.replaced)
-    _write_json(self.summary(shard), counts)
+    stored = {} if self.predictor is None else {"storage_error": dataclasses.asdict(error)}
+    _write_json(self.summary(shard), {**counts, **stored})
     return {key: counts[key] for key in ("documents", "tokens")}
 
   def _encoded(self, batch: list[Document]) -> Iterator[tuple[list[int], np.ndarray | None]]:
@@ -196,8 +226,12 @@ class _Work:
 def _manifest(output: Path, plan: dict[str, Any], tokenizer: Tokenizer, summaries: list[Path]) -> dict[str, Any]:
   """Counts over all shards, from their indices and summaries."""
   totals = Counter[str]()
+  errors = []
   for file in summaries:
-    totals.update(json.loads(file.read_bytes()))
+    summary = json.loads(file.read_bytes())
+    if "storage_error" in summary:
+      errors.append(StorageError(**summary.pop("storage_error")))
+    totals.update(summary)
   if not totals["documents"]:
     raise SourceError(f"source={plan['source']!r}: empty, there is no text in it")
   splits = {}
@@ -224,6 +258,7 @@ def _manifest(output: Path, plan: dict[str, Any], tokenizer: Tokenizer, summarie
     "vocab_size": tokenizer.vocab_size,
     "eos_id": tokenizer.eos_id,
     "splits": splits,
+    **({"storage_error": described(errors)} if errors else {}),
   }
 
 

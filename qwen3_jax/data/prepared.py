@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from qwen3_jax.data.records import SPLITS, DataError, decode_record, first_line, read_index, read_manifest, shard_path
+from qwen3_jax.data.records import (
+  SPLITS,
+  DataError,
+  Predictions,
+  decode_predictions,
+  decode_record,
+  first_line,
+  read_index,
+  read_manifest,
+  shard_path,
+)
 
 # Single records from anywhere in a shard: reading ahead would be wasted.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 32768
+T = TypeVar("T", bound=tuple)
 
 
 class PreparedCorpus:
@@ -28,6 +40,7 @@ class PreparedCorpus:
     lengths: int32 [N], tokens of each document.
     domains, languages: uint16 [N], indices into `domain_names` and `language_names` (sorted).
     tokens_total: tokens of the split.
+    top_k: predictions that are stored of a token; 0: none.
   """
 
   def __init__(self, path: Path, split: str, manifest: dict[str, Any]):
@@ -43,6 +56,7 @@ class PreparedCorpus:
     self.lengths = _concatenate([index["lengths"] for index in indices], np.int32)
     self.domains, self.domain_names = _merge_labels(indices, "domain")
     self.languages, self.language_names = _merge_labels(indices, "language")
+    self.top_k = int(manifest.get("top_k", 0))
     self.tokens_total = int(self.lengths.sum(dtype=np.int64))
     if (len(self.lengths), self.tokens_total) != (counts["documents"], counts["tokens"]):
       raise DataError(
@@ -72,20 +86,35 @@ class PreparedCorpus:
 
   def read(self, i: int, start: int = 0, length: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """As `tokens`, with the loss mask: bool [n], or None where the document has none."""
+    return self._decoded(i, lambda record: decode_record(record, start, length))[:2]
+
+  def read_with_predictions(
+    self, i: int, start: int, length: int, top_k: int
+  ) -> tuple[np.ndarray, np.ndarray | None, Predictions | None]:
+    """As `read`, with what a teacher predicts in the places of the tokens: [n, top_k]; None where that is not known."""
+
+    def decode(record: bytes) -> tuple[np.ndarray, np.ndarray | None, int, Predictions | None]:
+      return *decode_record(record, start, length), decode_predictions(record, top_k, start, length)
+
+    tokens, mask, _, predictions = self._decoded(i, decode)
+    return tokens, mask, predictions
+
+  def _decoded(self, i: int, decode: Callable[[bytes], T]) -> T:
+    """What `decode` makes of the record of document `i`: tokens, mask, how many tokens it has, ..."""
     if not 0 <= i < len(self):
       raise IndexError(f"{self.path / self.split}: document {i} of {len(self)}")
     shard = int(np.searchsorted(self._first, i, side="right")) - 1
     position = int(i - self._first[shard])
     reader = self._reader(shard)
     try:
-      tokens, mask, count = decode_record(reader.read([position])[0], start, length)
+      found = decode(reader.read([position])[0])
     except (RuntimeError, ValueError, IndexError) as error:
       raise DataError(f"{self._shards[shard]}: document {position} is damaged ({first_line(error)})") from None
-    if count != self.lengths[i]:
+    if found[2] != self.lengths[i]:
       raise DataError(
-        f"{self._shards[shard]}: document {position} has {count} tokens; its index says {self.lengths[i]}"
+        f"{self._shards[shard]}: document {position} has {found[2]} tokens; its index says {self.lengths[i]}"
       )
-    return tokens, mask
+    return found
 
   def _reader(self, shard: int) -> ArrayRecordReader:
     if (reader := self._readers[shard]) is not None:

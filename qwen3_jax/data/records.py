@@ -8,8 +8,10 @@
 ```
 
 A record is a header of 6 bytes (format version, flags, count of tokens as uint32), the tokens (uint16 where all fit,
-else uint32) and, if flagged, a loss mask of one bit per token. Everything is little-endian. A shard is complete when
-its index is there: the index is renamed into place last.
+else uint32) and, if flagged, a loss mask of one bit per token and a teacher's predictions: their number k for a token
+(uint16), and of each token that is predicted and that the mask covers, in order, k ids (uint16 where all fit, else
+uint32); then as many log-probabilities (float16: at most 2^-11 of their value off, or 2^-25 close to 0). Everything is
+little-endian. A shard is complete when its index is there: the index is renamed into place last.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -30,6 +32,10 @@ SPLITS = ("train", "validation")
 _HEADER = struct.Struct("<BBI")
 _SHORT_TOKENS = 1  # flag: tokens are uint16
 _HAS_MASK = 2  # flag: mask bits follow the tokens
+_HAS_TOP = 4  # flag: predictions follow
+_SHORT_TOP = 8  # flag: their ids are uint16
+_TOP_K = struct.Struct("<H")
+_LEAST = float(np.finfo(np.float16).min)  # log-probability that can be stored
 _SUFFIX = ".array_record"
 _INDEX_ARRAYS = ("lengths", "domain", "language", "domain_names", "language_names")
 _MANIFEST_KEYS = {
@@ -43,7 +49,14 @@ _MANIFEST_KEYS = {
   "tokenizer": str,  # fingerprint of the tokenizer
   "vocab_size": int,
   "source": str,
-}
+}  # and, where predictions are stored: "top_k", how many of a token
+
+
+class Predictions(NamedTuple):
+  """The most likely tokens in the places of n tokens, most likely first: [n, k]."""
+
+  ids: np.ndarray  # int32; -1: none is known
+  log_probabilities: np.ndarray  # float32: of the whole vocabulary; 0 where none is known
 
 
 class DataError(ValueError):
@@ -55,23 +68,115 @@ def first_line(error: BaseException) -> str:
   return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def encode_record(tokens: np.ndarray, loss_mask: np.ndarray | None = None) -> bytes:
-  """Bytes of one document: `tokens` [n] of integers in [0, 2^31), `loss_mask` bool [n] or None."""
+def predicted_tokens(count: int, loss_mask: np.ndarray | None) -> np.ndarray:
+  """Of which of a document's tokens predictions are stored: bool [count]. Nothing predicts the first."""
+  found = np.ones(count, bool) if loss_mask is None else np.array(loss_mask, bool)
+  found[:1] = False
+  return found
+
+
+def encode_record(
+  tokens: np.ndarray, loss_mask: np.ndarray | None = None, predictions: Predictions | None = None
+) -> bytes:
+  """Bytes of one document.
+
+  Args:
+    tokens: [n], integers in [0, 2^31).
+    loss_mask: bool [n].
+    predictions: of `predicted_tokens` alone, in their order.
+  """
   tokens = np.asarray(tokens)
   if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
     raise DataError(f"tokens: shape {tokens.shape}, dtype {tokens.dtype}; expected one dimension of integers")
-  largest = int(tokens.max(initial=0))
-  if tokens.min(initial=0) < 0 or largest >= 2**31:
-    raise DataError(f"tokens: ids from {tokens.min()} to {largest}; expected 0 to 2^31 - 1")
-  short = largest < 2**16
+  short = _largest("tokens", tokens) < 2**16
   flags = (_SHORT_TOKENS if short else 0) | (0 if loss_mask is None else _HAS_MASK)
-  parts = [_HEADER.pack(FORMAT_VERSION, flags, tokens.size), tokens.astype("<u2" if short else "<u4").tobytes()]
+  parts = [tokens.astype("<u2" if short else "<u4").tobytes()]
   if loss_mask is not None:
     loss_mask = np.asarray(loss_mask, bool)
     if loss_mask.shape != tokens.shape:
       raise DataError(f"loss_mask: shape {loss_mask.shape}; expected that of the tokens, {tokens.shape}")
     parts.append(np.packbits(loss_mask, bitorder="little").tobytes())
-  return b"".join(parts)
+  if predictions is not None:
+    rows = int(predicted_tokens(tokens.size, loss_mask).sum())
+    short = _check_predictions(predictions, rows) < 2**16
+    flags |= _HAS_TOP | (_SHORT_TOP if short else 0)
+    parts.append(_TOP_K.pack(predictions.ids.shape[1]))
+    parts.append(predictions.ids.astype("<u2" if short else "<u4").tobytes())
+    parts.append(predictions.log_probabilities.astype("<f2").tobytes())
+  return b"".join([_HEADER.pack(FORMAT_VERSION, flags, tokens.size), *parts])
+
+
+def _check_predictions(predictions: Predictions, rows: int) -> int:
+  """The largest id. Raises DataError for what cannot be stored of `rows` tokens."""
+  ids, log_probabilities = predictions
+  if ids.ndim != 2 or ids.shape != log_probabilities.shape or len(ids) != rows or not 0 < ids.shape[1] < 2**16:
+    shapes = f"ids {ids.shape}, log-probabilities {log_probabilities.shape}"
+    raise DataError(f"predictions: {shapes}; expected ({rows}, k) of both, k from 1 to 65535")
+  if not ((log_probabilities <= 0) & (log_probabilities >= _LEAST)).all():
+    raise DataError(f"predictions: log-probabilities outside of {_LEAST:g} to 0")
+  return _largest("predictions", ids)
+
+
+def _largest(name: str, ids: np.ndarray) -> int:
+  largest = int(ids.max(initial=0))
+  if ids.min(initial=0) < 0 or largest >= 2**31:
+    raise DataError(f"{name}: ids from {ids.min()} to {largest}; expected 0 to 2^31 - 1")
+  return largest
+
+
+class _Parts(NamedTuple):
+  """Where things lie in a record: views of it."""
+
+  tokens: np.ndarray  # [count]
+  mask: np.ndarray | None  # uint8, eight tokens each
+  ids: np.ndarray | None  # [predicted tokens, k]
+  log_probabilities: np.ndarray | None  # likewise
+
+
+def _parts(record: bytes) -> _Parts:
+  """Raises DataError for a record of another format, or another length than it says."""
+  if len(record) < _HEADER.size:
+    raise DataError(f"record of {len(record)} bytes; expected at least {_HEADER.size}")
+  version, flags, count = _HEADER.unpack_from(record)
+  if version != FORMAT_VERSION:
+    raise DataError(f"record of format version {version}; expected {FORMAT_VERSION}")
+  if flags & ~(_SHORT_TOKENS | _HAS_MASK | _HAS_TOP | _SHORT_TOP):
+    raise DataError(f"record with unknown flags {flags:#04x}")
+  dtype = np.dtype("<u2" if flags & _SHORT_TOKENS else "<u4")
+  mask_start = _HEADER.size + count * dtype.itemsize
+  end = mask_start + ((count + 7) // 8 if flags & _HAS_MASK else 0)
+  top = end + _TOP_K.size if flags & _HAS_TOP else end
+  if len(record) < top or (top == end and len(record) != end):
+    raise DataError(f"record of {len(record)} bytes; expected {top} for {count} tokens")
+  tokens = np.frombuffer(record, dtype, count, _HEADER.size)
+  mask = np.frombuffer(record, np.uint8, end - mask_start, mask_start) if flags & _HAS_MASK else None
+  if top == end:
+    return _Parts(tokens, mask, None, None)
+  (k,) = _TOP_K.unpack_from(record, end)
+  shape = (_predicted_before(count, count, mask), k)
+  id_type = np.dtype("<u2" if flags & _SHORT_TOP else "<u4")
+  size = shape[0] * k
+  expected = top + size * (id_type.itemsize + 2)
+  if len(record) != expected or not k:
+    raise DataError(f"record of {len(record)} bytes; expected {expected} for {k} predictions of {shape[0]} tokens")
+  ids = np.frombuffer(record, id_type, size, top).reshape(shape)
+  return _Parts(tokens, mask, ids, np.frombuffer(record, "<f2", size, top + size * id_type.itemsize).reshape(shape))
+
+
+def _predicted_before(start: int, count: int, mask: np.ndarray | None) -> int:
+  """How many of the tokens before `start` have predictions, in a document of `count` tokens."""
+  start = min(start, count)
+  if mask is None:
+    return max(start - 1, 0)
+  bits = int.from_bytes(mask[: (start + 7) // 8].tobytes(), "little") & ((1 << start) - 1)
+  return (bits & ~1).bit_count()
+
+
+def _mask_bits(mask: np.ndarray, start: int, end: int) -> np.ndarray:
+  """bool, of the tokens from `start` to `end`."""
+  first_byte = start // 8
+  bits = np.unpackbits(mask[first_byte : end // 8 + 1], bitorder="little")
+  return bits[start - 8 * first_byte : end - 8 * first_byte].astype(bool)
 
 
 def decode_record(
@@ -82,27 +187,39 @@ def decode_record(
   Returns tokens int32 [n], loss mask bool [n] or None, and how many tokens the document has. Raises DataError on a
   damaged record.
   """
-  if len(record) < _HEADER.size:
-    raise DataError(f"record of {len(record)} bytes; expected at least {_HEADER.size}")
-  version, flags, count = _HEADER.unpack_from(record)
-  if version != FORMAT_VERSION:
-    raise DataError(f"record of format version {version}; expected {FORMAT_VERSION}")
-  if flags & ~(_SHORT_TOKENS | _HAS_MASK):
-    raise DataError(f"record with unknown flags {flags:#04x}")
-  dtype = np.dtype("<u2" if flags & _SHORT_TOKENS else "<u4")
-  mask_start = _HEADER.size + count * dtype.itemsize
-  expected = mask_start + ((count + 7) // 8 if flags & _HAS_MASK else 0)
-  if len(record) != expected:
-    raise DataError(f"record of {len(record)} bytes; expected {expected} for {count} tokens")
+  parts = _parts(record)
+  count = len(parts.tokens)
   end = count if length is None else min(start + length, count)
-  tokens = np.frombuffer(record, dtype, count, _HEADER.size)[start:end].astype(np.int32)
+  tokens = parts.tokens[start:end].astype(np.int32)
   if tokens.min(initial=0) < 0:
     raise DataError("record with a token id above 2^31 - 1")
-  if not flags & _HAS_MASK:
-    return tokens, None, count
-  first_byte = start // 8
-  bits = np.unpackbits(np.frombuffer(record, np.uint8, offset=mask_start)[first_byte : end // 8 + 1], bitorder="little")
-  return tokens, bits[start - 8 * first_byte : end - 8 * first_byte].astype(bool), count
+  return tokens, None if parts.mask is None else _mask_bits(parts.mask, start, end), count
+
+
+def decode_predictions(record: bytes, k: int, start: int = 0, length: int | None = None) -> Predictions | None:
+  """The `k` most likely tokens in the places of those that `decode_record` gives; None where a record stores none.
+
+  A token without predictions has ids -1, and so have those beyond the number that is stored.
+  """
+  parts = _parts(record)
+  if parts.ids is None or parts.log_probabilities is None:
+    return None
+  count = len(parts.tokens)
+  end = count if length is None else min(start + length, count)
+  counted = np.ones(max(end - start, 0), bool) if parts.mask is None else _mask_bits(parts.mask, start, end)
+  if not start:
+    counted[:1] = False
+  first = _predicted_before(start, count, parts.mask)
+  rows, stored = slice(first, first + int(counted.sum())), min(k, parts.ids.shape[1])
+  ids = np.full((len(counted), k), -1, np.int32)
+  log_probabilities = np.zeros((len(counted), k), np.float32)
+  ids[counted, :stored] = parts.ids[rows, :stored]
+  log_probabilities[counted, :stored] = parts.log_probabilities[rows, :stored]
+  if ids[counted, :stored].min(initial=0) < 0:
+    raise DataError("record with a predicted id above 2^31 - 1")
+  if not ((log_probabilities <= 0) & (log_probabilities >= _LEAST)).all():
+    raise DataError("record with log-probabilities that are none")
+  return Predictions(ids, log_probabilities)
 
 
 def shard_path(corpus: str | os.PathLike, split: str, number: int) -> Path:
@@ -137,9 +254,16 @@ class ShardWriter:
     self._writer = ArrayRecordWriter(os.fspath(self._temporary), "group_size:1")
     return self
 
-  def add(self, tokens: np.ndarray, domain: str, language: str, loss_mask: np.ndarray | None = None) -> None:
+  def add(
+    self,
+    tokens: np.ndarray,
+    domain: str,
+    language: str,
+    loss_mask: np.ndarray | None = None,
+    predictions: Predictions | None = None,
+  ) -> None:
     """Appends a document; arguments as in `encode_record`."""
-    record = encode_record(tokens, loss_mask)
+    record = encode_record(tokens, loss_mask, predictions)
     try:
       self._writer.write(record)
     except RuntimeError as error:
@@ -242,6 +366,8 @@ def _check_manifest(path: Path, manifest: Any) -> None:
   for key, kind in _MANIFEST_KEYS.items():
     if not isinstance(manifest.get(key), kind):
       raise DataError(f"{path}: {key} is {manifest.get(key)!r}; expected {kind.__name__}")
+  if not isinstance(manifest.get("top_k", 0), int) or manifest.get("top_k", 0) < 0:
+    raise DataError(f"{path}: top_k is {manifest['top_k']!r}; expected a number of predictions")
   for split in SPLITS:
     counts = manifest["splits"].get(split)
     if not isinstance(counts, dict) or any(

@@ -4,7 +4,7 @@
 |---|---|
 | `text:FILES` | one a file |
 | `jsonl:FILES` | one a line; plain, .gz or .zst |
-| `chat:FILES` | one a line of JSON with `messages`, see `chat_source.py` |
+| `chat:FILES` | one a line of JSON with `messages`, `loss` of "all" or the "last" answer, see `chat_source.py` |
 | `traces:SHARE:PROBLEMS` | one a problem, its thinking written by rule, see `problems/traces.py` |
 | `parquet:FILES` | one a row (needs pyarrow) |
 | `arrayrecord:FILES` | one a record: UTF-8 text, or a JSON object |

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+DTYPES = ("float32", "bfloat16")  # of parameters and computation
 REMAT_POLICIES = ("none", "dots", "attention", "full")
 
 

@@ -7,9 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from qwen3_jax.batch import Batch
 from qwen3_jax.models.moe import RouterStatistics
-from qwen3_jax.models.transformer import Transformer
 
 
 @jax.tree_util.register_dataclass
@@ -26,5 +24,5 @@ class LossOutput:
   router: RouterStatistics | None  # for the global-batch balance loss
 
 
-# objective(model, batch, rng) -> LossOutput
-Objective = Callable[[Transformer, Batch, jax.Array], LossOutput]
+# objective(model, batch, rng) -> LossOutput; that of distillation also takes the teachers' heads
+Objective = Callable[..., LossOutput]

@@ -65,6 +65,17 @@ class Curve:
   style: str = "line"  # line, faint (raw values behind a smoothed line), dots (a line through points) or dashed
 
 
+@dataclass(frozen=True)
+class Band:
+  """A line through points, and how sure each is. All [points]."""
+
+  x: np.ndarray
+  y: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
+  color: int = 0
+
+
 def draw(
   name: str,
   curves: Sequence[Curve],
@@ -108,6 +119,35 @@ def draw(
     end = max((last for _, _, last in spans), default=1.0)
     axes.set_xlim(-0.01 * end, 1.01 * end)
     _mark_stages(axes, spans, end)
+    return _to_svg(figure)
+
+
+def draw_band(
+  name: str,
+  band: Band,
+  labels: Sequence[tuple[float, str]],
+  *,
+  x_label: str,
+  format_y: Callable[[float], str],
+  size: tuple[float, float],
+) -> str:
+  """One plot of a band as an <svg> element.
+
+  Args:
+    name, size, format_y: as `draw` has them.
+    labels: places along the axis below, and what is written there.
+    x_label: what the axis counts.
+  """
+  with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    paint = _SERIES[band.color % PALETTE_SIZE]
+    axes.fill_between(band.x, band.low, band.high, color=paint, alpha=0.16, linewidth=0)
+    axes.plot(band.x, band.y, color=paint, **_line_style("dots", band.x.size))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_y(value)))
+    axes.set_xticks([place for place, _ in labels], [label for _, label in labels])
+    axes.set_xlabel(x_label)
     return _to_svg(figure)
 
 

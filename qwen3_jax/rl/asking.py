@@ -13,6 +13,7 @@ from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.evaluation.pass_at_k import mean_pass_at_k
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.problems.problem import Problem
+from qwen3_jax.rl.modes import mode_of
 from qwen3_jax.rollout.engine import Engine
 from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.environment import Environment
@@ -129,6 +130,11 @@ def summary(problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> 
     by_domain.setdefault(problem.sub_domain, []).append(mean(answer.right for answer in group))
   if len(by_domain) > 1:
     metrics |= {f"pass@1/{name}": mean(rates) for name, rates in sorted(by_domain.items())}
+  modes = [mode_of(problem) for problem in problems]
+  for mode in sorted({*modes}) if len({*modes}) > 1 else []:
+    some = [answer for of, group in zip(modes, groups) if of == mode for answer in group]
+    metrics[f"pass@1/{mode}"] = mean(answer.right for answer in some)
+    metrics[f"thinking_tokens/{mode}"] = mean(answer.thinking_tokens for answer in some)
   return metrics | by_thinking_length(answers)
 
 

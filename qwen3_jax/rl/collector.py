@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rl.advantages import group_advantages, overlong_penalty, zero_variance
 from qwen3_jax.rl.asking import Answer, Asker, entropy, summary
 from qwen3_jax.rl.experience import experience
+from qwen3_jax.rl.modes import in_random_modes
 from qwen3_jax.rl.problem_order import ProblemOrder
 from qwen3_jax.rollout.request import derived_seed
 
@@ -35,7 +37,13 @@ class Collector:
   overlong: str
   overlong_tokens: int
   experts: tuple[int, int] | None  # (L, k)
+  modes: Mapping[str, float]  # shares of the problems, see `modes.MODES`
   seed: int
+
+  @property
+  def rows(self) -> int:
+    """Of a batch."""
+    return self.groups * self.samples
 
   def collect(self, number: int, params: Parameters) -> Collected:
     """Batch `number` of rollouts of the policy `params`.
@@ -49,7 +57,7 @@ class Collector:
     useful: list[int] = []
     with self.asker.lock:
       for wave in range(self.waves):
-        asked = self.order.take(self.groups - len(useful))
+        asked = in_random_modes(self.order.take(self.groups - len(useful)), self.modes, self.seed, number, wave)
         seed = derived_seed(self.seed, number, wave)
         for problem, answers in zip(asked, self.asker.ask(params if wave == 0 else None, asked, self.samples, seed)):
           self.order.report(problem, sum(answer.right for answer in answers) / len(answers))

@@ -6,11 +6,14 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from qwen3_jax.batch import Batch, Rollout
+from qwen3_jax.batch import Batch, Rollout, Teachers
 from qwen3_jax.rollout.multi_turn import Trajectory
+
+_PARTS = {"rollout": Rollout, "teachers": Teachers}  # fields of a batch that have fields of their own
 
 
 def experience(
@@ -67,13 +70,17 @@ def take_rows(batch: Batch, rows: np.ndarray) -> Batch:
 
 def save_batch(path: Path, batch: Batch) -> None:
   """Writes a batch of numpy arrays; `path` is replaced in one step."""
-  assert batch.rollout is not None
-  arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch) if f.name != "rollout"}
-  arrays |= {f"rollout.{f.name}": getattr(batch.rollout, f.name) for f in dataclasses.fields(Rollout)}
+  parts = {"": batch, **{f"{name}.": getattr(batch, name) for name in _PARTS}}
+  arrays: dict[str, Any] = {
+    f"{prefix}{field.name}": getattr(part, field.name)
+    for prefix, part in parts.items()
+    if part is not None
+    for field in dataclasses.fields(part)
+  }
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{path.name}.partial")
   with partial.open("wb") as file:
-    np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+    np.savez(file, **{name: array for name, array in arrays.items() if hasattr(array, "shape")})
     file.flush()
     os.fsync(file.fileno())
   partial.replace(path)
@@ -82,6 +89,11 @@ def save_batch(path: Path, batch: Batch) -> None:
 def load_batch(path: Path) -> Batch:
   """What `save_batch` wrote."""
   with np.load(path, allow_pickle=False) as arrays:
-    of_rollout = {name.removeprefix("rollout."): arrays[name] for name in arrays if name.startswith("rollout.")}
-    rest = {name: arrays[name] for name in arrays if not name.startswith("rollout.")}
-  return Batch(**rest, rollout=Rollout(**of_rollout))
+    named = {name: arrays[name] for name in arrays}
+  rest = {name: array for name, array in named.items() if "." not in name}
+  parts = {}
+  for part, make in _PARTS.items():
+    fields = {name.removeprefix(f"{part}."): array for name, array in named.items() if name.startswith(f"{part}.")}
+    if fields:
+      parts[part] = make(**fields)
+  return Batch(**rest, **parts)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +12,36 @@ import numpy as np
 
 from qwen3_jax.batch import Batch
 from qwen3_jax.models.transformer import Parameters
-from qwen3_jax.rl.collector import Collected, Collector
-from qwen3_jax.rl.entropy_control import EntropyControl
+from qwen3_jax.rl.collector import Collected
 from qwen3_jax.rl.experience import load_batch, save_batch, take_rows
+from qwen3_jax.rl.problem_order import ProblemOrder
 from qwen3_jax.train_state import TrainState
 
-# Log-probabilities of a batch's targets under a policy: (parameters, batch [B, T]) -> float32 [B, T] on the host.
-LogProbabilities = Callable[[Parameters, Batch], np.ndarray]
+
+class Collects(Protocol):
+  """Batches of rollouts of a policy: `Collector`, `StudentCollector`."""
+
+  order: ProblemOrder
+
+  @property
+  def rows(self) -> int:
+    """Of a batch."""
+    ...
+
+  def collect(self, number: int, params: Parameters) -> Collected:
+    """Batch `number`; the same for the same number, parameters and order."""
+
+
+class Terms(Protocol):
+  """What a batch of rollouts gets besides when its updates begin; has a state."""
+
+  def begin(self, params: Parameters, batch: Batch, entropy: float, progress: float) -> tuple[Batch, dict[str, float]]:
+    """The batch with more, and metrics. `entropy`: of the rollouts; `progress`: share of the stage that is done."""
+
+  def get_state(self) -> dict[str, Any]:
+    """JSON-able."""
+
+  def set_state(self, state: dict[str, Any]) -> None: ...
 
 
 class RolloutBatches:
@@ -32,40 +53,37 @@ class RolloutBatches:
 
   Args:
     collector: of batches of rollouts.
-    entropy: adapted after every batch of rollouts.
+    terms: what batches get besides.
     steps: optimizer steps of the stage.
     batch_size: sequences of a step.
+    micro_batches: of a step; rows that learn from one teacher share them.
     epochs: times that a batch of rollouts is trained on.
     staleness: 0 or 1.
     rows: of a step's, those that this process reads.
-    log_probabilities: of the policy as it trains.
-    reference: parameters of the reference model; None: not needed.
     folder: where rollouts that a checkpoint needs are kept.
     keep: checkpoints that may still be returned to.
   """
 
   def __init__(
     self,
-    collector: Collector,
-    entropy: EntropyControl,
+    collector: Collects,
+    terms: Terms,
     *,
     steps: int,
     batch_size: int,
+    micro_batches: int,
     epochs: int,
     staleness: int,
     rows: list[int],
-    log_probabilities: LogProbabilities,
-    reference: Parameters | None,
     folder: Path,
     keep: int,
     seed: int,
   ):
-    self._collector, self._entropy = collector, entropy
-    self._steps, self._batch_size, self._staleness = steps, batch_size, staleness
+    self._collector, self._terms = collector, terms
+    self._steps, self._batch_size, self._micro_batches, self._staleness = steps, batch_size, micro_batches, staleness
     self._rows = np.asarray(rows)
-    self._log_probabilities, self._reference = log_probabilities, reference
     self._folder, self._keep, self._seed = folder, keep, seed
-    self._per_epoch = collector.groups * collector.samples // batch_size
+    self._per_epoch = collector.rows // batch_size
     self._steps_each = self._per_epoch * epochs  # of a batch of rollouts
     self._number = -1  # of the batch of rollouts that is trained on
     self._step = 0  # next of its optimizer steps
@@ -83,6 +101,9 @@ class RolloutBatches:
     order = np.random.default_rng((self._seed, self._number, epoch)).permutation(len(self._batch.tokens))
     rows = order[part * self._batch_size : (part + 1) * self._batch_size]
     self._step += 1
+    if self._batch.teachers is not None:  # micro-batch i has rows i, i + n, ...
+      by_teacher = rows[np.argsort(self._batch.teachers.choice[rows, 0], kind="stable")]
+      rows = by_teacher.reshape(self._micro_batches, -1).T.ravel()
     return take_rows(self._batch, rows[self._rows])
 
   def metrics(self) -> dict[str, float]:
@@ -101,29 +122,12 @@ class RolloutBatches:
       copies = jax.tree.map(jnp.copy, params)
       self._next = self._thread.submit(self._collector.collect, self._number + 1, copies)
     progress = self._number * self._steps_each / max(self._steps, 1)
-    self._entropy.update(collected.entropy, progress)
-    batch = collected.batch
-    assert batch.rollout is not None
-    rollout = dataclasses.replace(
-      batch.rollout, entropy_bonus=np.float32(self._entropy.coefficient) * batch.loss_weights
-    )
-    if self._steps_each > 1:
-      rollout = dataclasses.replace(rollout, old_log_probabilities=self._of_all(params, batch))
-    if self._reference is not None:
-      rollout = dataclasses.replace(rollout, reference_log_probabilities=self._of_all(self._reference, batch))
-    self._batch = dataclasses.replace(batch, rollout=rollout)
+    self._batch, of_terms = self._terms.begin(params, collected.batch, collected.entropy, progress)
     self._metrics = {f"rollout/{name}": value for name, value in collected.metrics.items()} | {
       "rollout/number": float(self._number),
       "rollout/staleness": float(min(self._staleness, self._number)),
-      "entropy_target": self._entropy.target_at(progress),
-      "entropy_coefficient": self._entropy.coefficient,
+      **of_terms,
     }
-
-  def _of_all(self, params: Parameters, batch: Batch) -> np.ndarray:
-    """Log-probabilities of all rows, as many at a time as a step has."""
-    starts = range(0, len(batch.tokens), self._batch_size)
-    parts = [take_rows(batch, np.arange(start, start + self._batch_size)) for start in starts]
-    return np.concatenate([self._log_probabilities(params, part) for part in parts])
 
   # Checkpoints
 
@@ -143,14 +147,14 @@ class RolloutBatches:
       "number": self._number,
       "step": self._step if unfinished else self._steps_each,
       "metrics": self._metrics,
-      "entropy": self._entropy.get_state(),
+      "terms": self._terms.get_state(),
       "order": self._collector.order.get_state(),
       "next": None if pending is None else {"metrics": pending.metrics, "entropy": pending.entropy},
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
     self._number, self._step, self._metrics = state["number"], state["step"], state["metrics"]
-    self._entropy.set_state(state["entropy"])
+    self._terms.set_state(state["terms"])
     self._collector.order.set_state(state["order"])
     self._batch = load_batch(self._file(self._number, "current")) if self._step < self._steps_each else None
     self._next = None

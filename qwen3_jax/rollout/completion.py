@@ -50,11 +50,13 @@ def completion(
   if opened:
     ending = "unclosed" if phase == INSIDE else "budget" if result.thinking_halted else "closed"
   # A model may have more rows than its tokenizer has tokens: they stand for nothing.
-  decode = lambda tokens: tokenizer.decode([t for t in tokens if t < tokenizer.vocab_size], skip_special=True)
+  V = tokenizer.vocab_size
+  decode = lambda tokens: _before(tokenizer.decode([t for t in tokens if t < V], skip_special=True), stop)
+  text = decode(result.tokens)
   return Completion(
-    text=_before(decode(result.tokens), stop),
-    thinking=_before(decode(thinking), stop).strip("\n"),
-    response=_before(decode(response), stop).lstrip("\n"),
+    text=text,
+    thinking=decode(thinking).strip("\n"),
+    response=(decode(response) if len(response) < len(result.tokens) else text).lstrip("\n"),
     token_ids=result.tokens,
     logprobs=result.log_probabilities,
     sampling_logprobs=result.sampling_log_probabilities,

@@ -62,11 +62,6 @@ def prefill(config: ModelConfig, params: Parameters, tokens: jax.Array, place: P
   return cached_hidden(config, params, tokens, place, cache)[2]
 
 
-def insert(rows: Rows, new: Rows, slots: jax.Array) -> Rows:
-  """Rows with `new` at `slots` int32 [A]; slots outside of the rows are ignored."""
-  return jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), rows, new)
-
-
 def decode(
   config: ModelConfig,
   ids: ThinkingTokens,

@@ -15,7 +15,7 @@ from qwen3_jax.models.transformer import abstract_parameters
 from qwen3_jax.rollout.cache import PagedCache, page_bytes
 from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.programs import Programs
-from qwen3_jax.rollout.rows import idle_row
+from qwen3_jax.rollout.rows import rows_of
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 from qwen3_jax.sharding import batch_shards, decoding, parameter_shardings
 
@@ -56,8 +56,8 @@ class DecodeProgram:
         self.model, batch_shards(mesh), self.pages, settings.page_size, settings.cache_dtype or self.model.dtype
       )
     )
-    row = idle_row(self.model, settings, ThinkingTokens())
-    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((settings.slots, *np.shape(x)), x.dtype), row)
+    idle = rows_of(self.model, settings, ThinkingTokens(), [None])
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((settings.slots, *x.shape[1:]), x.dtype), idle)
     place = lambda tree, sharding: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )

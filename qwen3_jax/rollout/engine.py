@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.page_table import PageTable
 from qwen3_jax.rollout.programs import engine_programs
 from qwen3_jax.rollout.request import FinishReason, Request, Result, request_key
-from qwen3_jax.rollout.rows import idle_row, row_of
+from qwen3_jax.rollout.rows import Start, packed, rows_of
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 from qwen3_jax.sharding import batch_shards
 
@@ -57,6 +56,11 @@ class _Sequence:
     self.row: Rows | None = None  # of one that had to give up its slot
     self.held = False
     self.decoding = False  # whether the slot's row on the devices is this request's
+
+  def start(self) -> Start:
+    result = self.result
+    generated = [token for token, sampled in zip(result.tokens, result.sampled) if sampled]
+    return Start(self.request, self.key, self.tokens, generated)
 
 
 class _Room:
@@ -111,8 +115,6 @@ class Engine:
     on_cpu = (jax.devices() if mesh is None else mesh.devices.flat)[0].platform == "cpu"
     self.paged = settings.cache == "paged" or (settings.cache == "auto" and not on_cpu)
     self._stacked = not (on_cpu or config.unroll_layers)
-    self._row_of = functools.partial(row_of, config, settings, self._ids)
-    self._idle = idle_row(config, settings, self._ids)
     self._params: Parameters | None = None
     self._programs = engine_programs(config, self._ids, settings, mesh, self._stacked)
     self._pages: PageTable | None = None
@@ -284,7 +286,7 @@ class Engine:
       self._cache = self._programs.empty_paged(self._shards, pages)
     else:
       self._cache = self._programs.empty_dense(self.slots, self._cache_lengths()[0])
-    self._rows = self._programs.empty_rows(self._rows_of([None] * self.slots))
+    self._rows = self._programs.empty_rows(self.slots)
 
   @property
   def _slots_of_shard(self) -> int:
@@ -323,7 +325,7 @@ class Engine:
       raise ValueError("Engine.warm_up: needs parameters and no requests")
     self._start()
     A, nobody = self._prefill_rows, np.full(self._prefill_rows, self.slots, np.int32)
-    self._rows = self._programs.insert(self._rows, self._rows_of([None] * A), nobody)
+    self._insert([None] * A, nobody)
     self._stop_row()
     jax.device_get(self._programs.row(self._rows, np.int32(0)))
     for length in [0] if self.paged else self._cache_lengths():
@@ -377,8 +379,7 @@ class Engine:
       some = admitted[start : start + A]
       slots = np.full(A, self.slots, np.int32)
       slots[: len(some)] = [s.slot for s in some]
-      new = self._rows_of([*some, *[None] * (A - len(some))])
-      self._rows = self._programs.insert(self._rows, new, slots)
+      self._insert([*some, *[None] * (A - len(some))], slots)
       for sequence in some:
         sequence.decoding = True
 
@@ -596,18 +597,18 @@ class Engine:
       return self._finished[id]
     return next(s for s in [*self._slots, *self._waiting, *self._held.values()] if s is not None and s.id == id)
 
+  def _insert(self, sequences: Sequence[_Sequence | None], slots: np.ndarray) -> None:
+    rows = self._rows_of(sequences)
+    self._rows = self._programs.insert(self._rows, packed(rows), rows.adjustments, slots)
+
   def _rows_of(self, sequences: Sequence[_Sequence | None]) -> Rows:
     """Rows of sequences, on the host; None is a row that does not run."""
-    rows = []
-    for sequence in sequences:
-      if sequence is None:
-        rows.append(self._idle)
-        continue
-      row, sequence.row = sequence.row, None
-      result = sequence.result
-      generated = [token for token, sampled in zip(result.tokens, result.sampled) if sampled]
-      rows.append(row or self._row_of(sequence.request, sequence.key, sequence.tokens, generated))
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    rows = rows_of(self.config, self.settings, self._ids, [None if s is None else s.start() for s in sequences])
+    for a, sequence in enumerate(sequences):
+      if sequence is not None and sequence.row is not None:
+        jax.tree.map(lambda column, x, a=a: column.__setitem__(a, x), rows, sequence.row)
+        sequence.row = None
+    return rows
 
 
 def _check(config: ModelConfig, settings: EngineSettings, mesh: Mesh | None) -> None:

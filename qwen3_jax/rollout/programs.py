@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,6 +19,8 @@ from qwen3_jax.rollout import decode as programs
 from qwen3_jax.rollout.cache import DenseCache, PagedCache, cache_sharding
 from qwen3_jax.rollout.decode import Rows
 from qwen3_jax.rollout.engine_settings import EngineSettings
+from qwen3_jax.rollout.rows import rows_of, unpacked
+from qwen3_jax.rollout.sampling import Adjustments
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 from qwen3_jax.sharding import BATCH_AXES, decoding, parameter_shardings
 
@@ -58,7 +61,8 @@ class Programs:
     )
     self.decode = functools.partial(self._on_mesh, self.jitted_decode)
     self.prefill = on_mesh(functools.partial(programs.prefill, config), donate_argnums=3, out_shardings=cache)
-    self.insert = on_mesh(programs.insert, donate_argnums=0, out_shardings=rows)
+    self.insert = on_mesh(_inserted, donate_argnums=0, out_shardings=rows)
+    self.empty_rows = on_mesh(functools.partial(_idle, config, ids, settings), static_argnums=0, out_shardings=rows)
     self.row = on_mesh(lambda rows, slot: jax.tree.map(lambda x: x[slot], rows), out_shardings=self.whole)
     self.stop = on_mesh(_stopped, donate_argnums=0, out_shardings=rows)
     self.copy = on_mesh(lambda cache, *slots: cache.copied(*slots), donate_argnums=0, out_shardings=cache)
@@ -88,14 +92,21 @@ class Programs:
     empty = lambda: PagedCache.empty(self._config, shards, pages, self._settings.page_size, dtype)
     return jax.jit(empty, out_shardings=self.of_cache)()
 
-  def empty_rows(self, rows: Rows) -> Rows:
-    return jax.device_put(rows, self.of_rows)
-
 
 @functools.lru_cache(maxsize=16)
 def engine_programs(*arguments) -> Programs:
   """Engines that are alike share what is compiled."""
   return Programs(*arguments)
+
+
+def _idle(config: ModelConfig, ids: ThinkingTokens, settings: EngineSettings, slots: int) -> Rows:
+  return jax.tree.map(jnp.asarray, rows_of(config, settings, ids, [None] * slots))
+
+
+def _inserted(rows: Rows, columns: jax.Array, adjustments: Adjustments | None, slots: jax.Array) -> Rows:
+  """Rows with others, see `rows.packed`, at `slots` int32 [A]; slots outside of the rows are ignored."""
+  new = unpacked(columns, adjustments, rows)
+  return jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), rows, new)
 
 
 def _stopped(rows: Rows, slots: jax.Array) -> Rows:

@@ -16,16 +16,18 @@ from qwen3_jax.batch import Batch
 from qwen3_jax.data.corpora import open_mixture
 from qwen3_jax.data.pipeline import BatchIterator, train_batches, validation_batches
 from qwen3_jax.data.prepared import PreparedCorpus
+from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.greedy import greedy_continuation
-from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.objectives.distillation import next_token_with_teacher
 from qwen3_jax.objectives.next_token import next_token
 from qwen3_jax.optimizer import make_schedule
 from qwen3_jax.placement import local_rows
 from qwen3_jax.sharding import batch_sharding
 from qwen3_jax.stages.program import stage_program
-from qwen3_jax.stages.stage import Sample, Stage
+from qwen3_jax.stages.rollouts import assessor, make_asker, stage_problems
+from qwen3_jax.stages.stage import Assess, Sample, Stage
 from qwen3_jax.train_program import TrainProgram
 from qwen3_jax.train_state import TrainState
 
@@ -54,7 +56,13 @@ class PackedBatches:
 
 def make_program(config: ConfigDict, name: str) -> TrainProgram:
   """The train step of stage `name` of a checked config; opens nothing."""
-  return stage_program(config, name, next_token(config.stages[name].z_loss))
+  settings = config.stages[name]
+  top_k = settings.get("teacher_top_k", 0)
+  if not top_k:
+    return stage_program(config, name, next_token(settings.z_loss))
+  return stage_program(
+    config, name, next_token_with_teacher(settings.z_loss, settings.teacher_weight), top_predictions=top_k
+  )
 
 
 def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenizer: Tokenizer, mesh: Mesh) -> Stage:
@@ -71,6 +79,7 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
     seed=zlib.crc32(f"{config.seed}/{name}".encode()),  # stages that share a corpus read it in different orders
     length_buckets=settings.length_buckets,
     rows=rows,
+    top_k=program.top_predictions,
   )
   validation = validation_batches(
     {corpus: PreparedCorpus.open(corpora[corpus], "validation") for corpus in settings.mixture},
@@ -78,6 +87,7 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
     batch_size=B,
     num_batches=settings.evaluate_batches,
     rows=rows,
+    top_k=program.top_predictions,
   )
   return Stage(
     name=name,
@@ -88,7 +98,7 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
     batches=PackedBatches(iterator),
     evaluate_every=settings.evaluate_every,
     validation=validation,
-    assess=_assessor(program.model, tokenizer, tuple(settings.sample_prompts), settings.sample_tokens),
+    assess=_assessor(name, settings, program, tokenizer, mesh),
     facts={f"unigram_entropy/{domain}": unigram_entropy(batches, V) for domain, batches in validation.items()},
     carries_optimizer=settings.kind == "pretrain",
   )
@@ -108,12 +118,25 @@ def unigram_entropy(batches: list[Batch], vocab_size: int) -> float:
   return math.log(total) - float(np.sum(counts * np.log(counts)) / total)
 
 
-def _assessor(model: ModelConfig, tokenizer: Tokenizer, prompts: tuple[str, ...], new_tokens: int):
+def _assessor(name: str, settings: ConfigDict, program: TrainProgram, tokenizer: Tokenizer, mesh: Mesh) -> Assess:
+  """Continues the stage's prompts, and answers its problems."""
+  prompts, new_tokens = tuple(settings.sample_prompts), settings.sample_tokens
+  answer: Assess = lambda params: ({}, [])
+  if settings.get("validation_problems"):
+    if jax.process_count() > 1:
+      raise DataError(
+        f"stages.{name}.validation_problems: answers are written in one process, not {jax.process_count()}"
+      )
+    _, held_out = stage_problems(name, settings)
+    answer = assessor(make_asker(settings, program, tokenizer, mesh), held_out, settings, zlib.crc32(name.encode()))
+
   def assess(params: Parameters) -> tuple[dict[str, float], list[Sample]]:
+    found, samples = answer(params)
     if not prompts:
-      return {}, []
-    written = greedy_continuation(model, params, [tokenizer.encode(prompt) for prompt in prompts], new_tokens)
+      return found, samples
+    written = greedy_continuation(program.model, params, [tokenizer.encode(prompt) for prompt in prompts], new_tokens)
     ends = [ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids) for ids in written]
-    return {}, [Sample(prompt, tokenizer.decode(ids[:end])) for prompt, ids, end in zip(prompts, written, ends)]
+    continued = [Sample(prompt, tokenizer.decode(ids[:end])) for prompt, ids, end in zip(prompts, written, ends)]
+    return found, [*continued, *samples]
 
   return assess

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from qwen3_jax.config import stage_model
 from qwen3_jax.objectives.loss_output import Objective
 from qwen3_jax.optimizer import make_optimizer
-from qwen3_jax.train_program import RolloutFields, TrainProgram
+from qwen3_jax.train_program import TrainProgram
 
 
-def stage_program(
-  config: ConfigDict, name: str, objective: Objective, rollout: RolloutFields | None = None
-) -> TrainProgram:
-  """Of stage `name` of a checked config, with an objective; `rollout` where it trains on rollouts."""
+def stage_program(config: ConfigDict, name: str, objective: Objective, **of_batch: Any) -> TrainProgram:
+  """Of stage `name` of a checked config, with an objective; `of_batch`: what batches bring beside tokens."""
   settings = config.stages[name]
   return TrainProgram(
     model=stage_model(config, name),
@@ -25,5 +25,5 @@ def stage_program(
     balance_counts=settings.balance_counts,
     gradient_dtype=settings.optimizer.gradient_dtype,
     offload_optimizer=settings.optimizer.offload,
-    rollout=rollout,
+    **of_batch,
   )

@@ -15,33 +15,24 @@ from qwen3_jax.checkpoint import Checkpointer, CheckpointError
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.cached import decoding_layout
-from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters, from_parameters
 from qwen3_jax.objectives.grpo import grpo
 from qwen3_jax.objectives.grpo_settings import GRPO
 from qwen3_jax.objectives.token_loss import token_log_probabilities
 from qwen3_jax.optimizer import make_schedule
 from qwen3_jax.placement import local_rows, to_devices
-from qwen3_jax.problems.problem import Problem
-from qwen3_jax.problems.sources import open_problems
-from qwen3_jax.rewards.environment import ProblemEnvironment
-from qwen3_jax.rl.asking import Answer, Asker, rollout_settings, summary
 from qwen3_jax.rl.collector import Collector
 from qwen3_jax.rl.entropy_control import EntropyControl
+from qwen3_jax.rl.policy_terms import LogProbabilities, PolicyTerms
 from qwen3_jax.rl.problem_order import ProblemOrder
-from qwen3_jax.rl.rollout_batches import LogProbabilities, RolloutBatches
-from qwen3_jax.rollout.decoding_mesh import decoding_mesh
-from qwen3_jax.rollout.engine import Engine
-from qwen3_jax.rollout.sampling import SamplingParams
-from qwen3_jax.rollout.thinking_budget import ThinkingTokens
-from qwen3_jax.sharding import batch_sharding, make_mesh
+from qwen3_jax.rl.rollout_batches import RolloutBatches
+from qwen3_jax.sharding import batch_sharding
 from qwen3_jax.stages.program import stage_program
-from qwen3_jax.stages.stage import Sample, Stage
+from qwen3_jax.stages.rollouts import assessor, make_asker, stage_problems
+from qwen3_jax.stages.stage import Stage
 from qwen3_jax.train_program import RolloutFields, TrainProgram
 from qwen3_jax.train_step import split_micro_batches
 from qwen3_jax.workdir import Workdir
-
-_SHOWN = 4  # answers of an evaluation
 
 
 def make_program(config: ConfigDict, name: str) -> TrainProgram:
@@ -53,7 +44,7 @@ def make_program(config: ConfigDict, name: str) -> TrainProgram:
     experts=config.model.num_experts > 0 and settings.routing_replay,
   )
   objective = grpo(GRPO(**settings.grpo, temperature=settings.rollout.temperature))
-  return stage_program(config, name, objective, fields)
+  return stage_program(config, name, objective, rollout=fields)
 
 
 def make_stage(
@@ -65,14 +56,11 @@ def make_stage(
   settings = config.stages[name]
   program = make_program(config, name)
   seed = zlib.crc32(f"{config.seed}/{name}".encode())
-  held_out = _problems(name, "validation_problems", settings.validation_problems)
-  held_out = held_out[: settings.evaluate_problems]
-  trained = _problems(name, "problems", settings.problems)
-  known = {problem.prompt for problem in held_out}
-  asker = _asker(settings, program, tokenizer, mesh)
+  trained, held_out = stage_problems(name, settings)
+  asker = make_asker(settings, program, tokenizer, mesh)
   collector = Collector(
     asker=asker,
-    order=ProblemOrder([problem for problem in trained if problem.prompt not in known], seed, settings.relearn),
+    order=ProblemOrder(trained, seed, settings.relearn),
     groups=settings.batch_size * settings.minibatches // settings.samples,
     samples=settings.samples,
     length=settings.sequence_length,
@@ -81,19 +69,25 @@ def make_stage(
     overlong=settings.overlong,
     overlong_tokens=settings.overlong_tokens,
     experts=program.recorded_experts,
+    modes=dict(settings.rollout.modes),
     seed=seed,
   )
-  control = settings.entropy
+  terms = PolicyTerms(
+    EntropyControl(**settings.entropy),
+    log_probabilities(program, settings.rollout.temperature, mesh),
+    old=program.rollout is not None and program.rollout.old,
+    reference=_reference(config, program, mesh, workdir, previous) if settings.grpo.kl_coefficient else None,
+    batch_size=settings.batch_size,
+  )
   batches = RolloutBatches(
     collector,
-    EntropyControl(control.target, control.rise, control.gain, control.minimum, control.maximum, control.coefficient),
+    terms,
     steps=settings.steps,
     batch_size=settings.batch_size,
+    micro_batches=settings.micro_batches,
     epochs=settings.epochs,
     staleness=settings.rollout.staleness,
     rows=local_rows(batch_sharding(mesh), program.batch_shape),
-    log_probabilities=log_probabilities(program, settings.rollout.temperature, mesh),
-    reference=_reference(config, program, mesh, workdir, previous) if settings.grpo.kl_coefficient else None,
     folder=workdir.stage(name) / "rollouts",
     keep=config.checkpoint.keep,
     seed=seed,
@@ -107,50 +101,10 @@ def make_stage(
     batches=batches,
     evaluate_every=settings.evaluate_every,
     validation={},
-    assess=functools.partial(_assess, asker, held_out, settings.evaluate_samples, seed),
+    assess=assessor(asker, held_out, settings, seed),
     facts={},
     carries_optimizer=False,
   )
-
-
-def _problems(stage: str, key: str, spec: str) -> list[Problem]:
-  if not spec:
-    return []
-  try:
-    return open_problems(spec)
-  except (DataError, ImportError, ValueError) as error:
-    raise DataError(f"stages.{stage}.{key}: {error}") from error
-
-
-def _asker(settings: ConfigDict, program: TrainProgram, tokenizer: Tokenizer, mesh: Mesh) -> Asker:
-  rollout = settings.rollout
-  engine = Engine(
-    program.model,
-    rollout_settings(
-      rollout.slots,
-      settings.sequence_length,
-      record_experts=program.recorded_experts is not None,
-      cache_bytes=rollout.cache_bytes,
-    ),
-    mesh=_engine_mesh(program.model, mesh),
-    thinking=ThinkingTokens.of(tokenizer),
-  )
-  return Asker(
-    engine=engine,
-    tokenizer=tokenizer,
-    environment=functools.partial(ProblemEnvironment, format_reward=settings.format_reward),
-    sampling=SamplingParams(temperature=rollout.temperature),
-    max_new_tokens=rollout.max_new_tokens,
-    thinking_budget=None if rollout.thinking_budget < 0 else rollout.thinking_budget,
-    enable_thinking=rollout.enable_thinking,
-  )
-
-
-def _engine_mesh(model: ModelConfig, mesh: Mesh) -> Mesh | None:
-  """Virtual devices of a CPU share its memory: each decodes slots of its own with all of the parameters."""
-  if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
-    return make_mesh({"data": mesh.size}, list(mesh.devices.flat))
-  return decoding_mesh(model, mesh)
 
 
 def log_probabilities(program: TrainProgram, temperature: float, mesh: Mesh) -> LogProbabilities:
@@ -194,23 +148,3 @@ def _reference(
   if restored is None:
     raise CheckpointError(f"the reference model is that of stage {previous!r}, which has no checkpoint in {workdir}")
   return frozen(restored.state.params)
-
-
-def _assess(
-  asker: Asker, problems: list[Problem], samples: int, seed: int, params: Parameters
-) -> tuple[dict[str, float], list[Sample]]:
-  """Answers to held-out problems: the same seeds every time."""
-  if not problems:
-    return {}, []
-  with asker.lock:
-    groups = asker.ask(params, problems, samples, seed)
-    asker.engine.rest()
-  shown = [_sample(asker.tokenizer, problem, group[0]) for problem, group in zip(problems, groups)][:_SHOWN]
-  return summary(problems, groups), shown
-
-
-def _sample(tokenizer: Tokenizer, problem: Problem, answer: Answer) -> Sample:
-  trajectory = answer.trajectory
-  reason = "" if answer.right else f": {trajectory.infos[-1].get('reason', '')}" if trajectory.infos else ""
-  text = tokenizer.decode([token for token in trajectory.tokens if token < tokenizer.vocab_size])
-  return Sample(problem.prompt, f"{text}\n[score {answer.score:g}{reason}]")

@@ -39,6 +39,10 @@ class Sample:
   text: str  # what the model writes after it
 
 
+# What the model with these parameters writes -> scalars, and samples to be shown.
+Assess = Callable[[Parameters], tuple[dict[str, float], list[Sample]]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
   name: str
@@ -49,6 +53,8 @@ class Stage:
   batches: BatchSource
   evaluate_every: int
   validation: dict[str, list[Batch]]  # domain -> this process's rows of fixed batches
-  assess: Callable[[Parameters], tuple[dict[str, float], list[Sample]]]  # by what the model writes
+  assess: Assess
   facts: dict[str, float]  # scalars written once, e.g. unigram_entropy/<domain>
   carries_optimizer: bool  # whether it goes on with the optimizer state of the stage before
+  complete: Callable[[Batch], Batch] = lambda batch: batch  # adds what is made on the devices: teachers' hidden states
+  constants: tuple[Any, ...] = ()  # of every step: the teachers' heads

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.recipes import predicted_lr_and_batch
-from qwen3_jax.config import make_model_config
+from qwen3_jax.config import make_model_config, teacher_mesh, teacher_model
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.config_loading import load
 from qwen3_jax.models.config import ModelConfig
@@ -23,6 +23,15 @@ SIZES = {  # exact parameters, active ones, chips of the pod that the experiment
   "moe_235b": (235_093_634_560, 22_190_763_520, 256),
 }
 ALL = [*SIZES, "miniature"]
+DISTILLED = {  # the size, and its parameters
+  "distill_0_6b": "dense_0_6b",
+  "distill_1_7b": "dense_1_7b",
+  "distill_4b": "dense_4b",
+  "distill_8b": "dense_8b",
+  "distill_14b": "dense_14b",
+  "distill_30b_a3b": "moe_30b_a3b",
+}
+MINIATURES = ("miniature", "miniature_reasoning", "miniature_fusion", "miniature_distillation")
 
 
 def experiment(name: str, arg: str = "", overrides=(), **checks):
@@ -34,7 +43,8 @@ def steps(stage) -> int:
 
 
 def test_no_experiment_is_forgotten():
-  assert {path.stem for path in FOLDER.glob("*.py")} == {*ALL, "miniature_reasoning", "__init__", "recipes"}
+  shared = {"__init__", "recipes", "post_training", "tiny"}
+  assert {path.stem for path in FOLDER.glob("*.py")} == {*SIZES, *DISTILLED, *MINIATURES, *shared}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -198,3 +208,45 @@ def test_miniature_reasoning(task, form):
   assert task in rl.problems and task in config.data.corpora.traces.source and rl.problems != rl.validation_problems
   assert make_model_config(config).parameter_count() < 600_000
   assert steps(config.stages.cold_start) <= (20 if form else 1000)
+
+
+@pytest.mark.parametrize("form", ["", "teacher_size=32b", "tiny"])
+@pytest.mark.parametrize("name", DISTILLED)
+def test_distillation_follows_the_report(name, form):
+  parameters, active, devices = SIZES[DISTILLED[name]]
+  config = experiment(name, form, device_count=1 if form == "tiny" else devices)
+  assert config.pipeline == ("s1", "s2", "s3", "distill_off_policy", "distill_on_policy")
+  off, on = config.stages.distill_off_policy, config.stages.distill_on_policy
+  assert (off.kind, on.kind) == ("sft", "distill") and off.sequence_length == on.sequence_length
+  assert on.rollout.modes.think == on.rollout.modes.no_think == 0.5  # "in either /think or /no_think mode"
+  (teacher,) = on.teachers
+  if form == "tiny":
+    assert on.teachers[teacher].path == "stage:s1" and on.steps <= 20 and on.problems.startswith("cups:")
+    return
+  model = make_model_config(config)
+  assert (model.parameter_count(), model.active_parameter_count()) == (parameters, active)
+  large = teacher_model(config, "distill_on_policy", teacher)
+  assert large.parameter_count() == SIZES["dense_32b" if form else "moe_235b"][0]
+  assert large.vocab_size == model.vocab_size and large.dtype == "bfloat16"
+  sizes = teacher_mesh(config, "distill_on_policy", teacher)
+  assert sizes["expert"] == (1 if form else 16) and sizes["context"] == on.mesh.context
+
+
+@pytest.mark.parametrize("form", ["", "tiny"])
+@pytest.mark.parametrize("method", ["distill", "rl"])
+def test_miniature_distillation(method, form):
+  config = experiment("miniature_distillation", f"method={method},{form}".rstrip(","), device_count=1 if form else 2)
+  student = make_model_config(config)
+  if not form:
+    teacher = make_model_config(experiment("miniature_reasoning", "size=large", device_count=2))
+    assert 2.5 < teacher.parameter_count() / student.parameter_count() < 4
+  assert config.stages.on_policy.kind == method and config.stages.off_policy.kind == "sft"
+
+
+@pytest.mark.parametrize("form", ["", "tiny"])
+def test_miniature_fusion(form):
+  config = experiment("miniature_fusion", form, device_count=1 if form else 2)
+  assert config.pipeline == ("cold_start", "reasoning_rl", "fusion")
+  assert config.data.written.fusion.stage == "reasoning_rl" and config.data.corpora.fusion.source == "written:fusion"
+  assert config.data.written.fusion.problems != config.stages.reasoning_rl.problems
+  assert config.stages.fusion.rollout.modes.think == config.stages.fusion.rollout.modes.no_think == 0.5

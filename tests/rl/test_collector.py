@@ -65,6 +65,7 @@ def collector(asker, problems=20, **changes) -> Collector:
     "overlong": "keep",
     "overlong_tokens": 0,
     "experts": None,
+    "modes": {"plain": 1.0},
     "seed": 0,
   }
   order = ProblemOrder([problem(i) for i in range(problems)], 0, relearn=False)

@@ -1,0 +1,7 @@
+"""Qwen3-1.7B by strong-to-weak distillation: S1 -> S2 -> S3, then off-policy and on-policy."""
+
+from experiments import dense_1_7b, recipes
+
+
+def get_config(arg: str = ""):
+  return recipes.distillation_config(dense_1_7b.SIZE, arg, large_expert_shards=16)

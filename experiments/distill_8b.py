@@ -1,0 +1,7 @@
+"""Qwen3-8B by strong-to-weak distillation: S1 -> S2 -> S3, then off-policy and on-policy."""
+
+from experiments import dense_8b, recipes
+
+
+def get_config(arg: str = ""):
+  return recipes.distillation_config(dense_8b.SIZE, arg, large_expert_shards=16)
