@@ -86,7 +86,14 @@ def run(seed: int, workdir: Path) -> dict[str, Any]:
   teacher, answers, student = workdir / "teacher", workdir / "answers", workdir / "student"
   train("miniature_reasoning.py:size=large", teacher, seed)
   written_by = f"--teacher={teacher}/stages/reasoning_rl"
-  data = ["--problems=cups:1500:9", "--thinking_share=1.0", "--max_new_tokens=20", "--temperature=1.0"]
+  data = [
+    "--problems=cups:1500:9",
+    "--thinking_share=1.0",
+    "--plain_share=1.0",
+    "--max_length=48",
+    "--max_new_tokens=20",
+  ]
+  data += ["--temperature=1.0", "--top_p=1.0", "--slots=256", "--dtype=float32"]
   command("qwen3_jax.distillation_data", written_by, *data, f"--seed={seed}", f"--output={answers}")
   where = f"teacher={teacher},answers={answers}"
   train(f"{EXPERIMENT}.py:{where},stage=off_policy", student, seed)

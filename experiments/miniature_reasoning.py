@@ -44,10 +44,10 @@ class Task(NamedTuple):
   vocabulary: int
   sequence: int  # tokens of prompt and answer, at most
   answer: int  # tokens of an answer, at most
-  hasty: float = 0.6  # share of the cold start's traces
-  traces: int = 4000
-  sft_steps: int = 300
-  rl_steps: int = 40
+  hasty: float = 0.65  # share of the cold start's traces
+  traces: int = 6000
+  sft_steps: int = 550
+  rl_steps: int = 60
 
 
 TASKS = {
@@ -113,7 +113,7 @@ def get_config(arg: str = "") -> ConfigDict:
     samples=SAMPLES,
     steps=task.rl_steps,
     waves=1,
-    entropy={"target": 0.04, "gain": 0.15, "maximum": 0.15},
+    entropy={"target": 0.02, "gain": 0.5, "maximum": 0.3},
     evaluate_every=20,
     rollout={"slots": 256, "max_new_tokens": task.answer},
     optimizer={"schedule": "constant", "peak_lr": 5e-4, "final_lr": 0.0, "warmup_steps": 5, "weight_decay": 0.01},

@@ -409,7 +409,7 @@ def test_the_command_killed_and_resumed(fickle, tokenizer):  # noqa: F811
   out = fickle / "out"
   flags = {
     "teacher": fickle / "teacher", "problems": f"jsonl:{fickle / 'problems.jsonl'}", "output": out, "samples": 4,
-    "limit": 60, "top_k": 5, "max_length": 64, "max_new_tokens": 8, "slots": 4, "temperature": 0.8,
+    "limit": 60, "top_k": 5, "max_length": 64, "max_new_tokens": 8, "slots": 8, "temperature": 0.8,
     "dtype": "float32", "validation_fraction": 0.2, "num_shards": 2,
   }  # fmt: skip
   command = [sys.executable, "-m", "qwen3_jax.distillation_data", *(f"--{name}={flags[name]}" for name in flags)]
