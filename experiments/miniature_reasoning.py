@@ -52,7 +52,16 @@ class Task(NamedTuple):
 
 TASKS = {
   "cups": Task("cups:{count}:{seed}", vocabulary=320, sequence=48, answer=20),
-  "mixed_cups": Task("cups:{count}:{seed}:1-8", vocabulary=320, sequence=64, answer=24),
+  "mixed_cups": Task(
+    "cups:{count}:{seed}:1-8",
+    vocabulary=320,
+    sequence=64,
+    answer=24,
+    hasty=0.3,
+    traces=8000,
+    sft_steps=900,
+    rl_steps=40,
+  ),
   "chain_sum": Task(
     'reasoning-gym:chain_sum:{count}:{seed}:{{"chain_sum": {{"max_digits": 1, "min_terms": 4, "max_terms": 7}}}}',
     vocabulary=340,
