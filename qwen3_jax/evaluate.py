@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qwen3_jax.chat import load
@@ -217,9 +218,9 @@ def print_tables(results: dict[str, Evaluation], console: Console) -> None:
   for name, evaluation in results.items():
     intervals = evaluation.intervals if isinstance(evaluation, IntervalEvaluation) else {}
     for i, metric in enumerate(single_metrics(evaluation.metrics)):
-      table.add_row(name if i == 0 else "", metric, shown(evaluation.metrics[metric], intervals.get(metric)))
+      table.add_row(escape(name) if i == 0 else "", metric, shown(evaluation.metrics[metric], intervals.get(metric)))
     for found in group_tables(evaluation.metrics, intervals):
-      groups.append(Table(name, title_justify="left"))
+      groups.append(Table(escape(name)))
       for column in found.header[1:]:
         groups[-1].add_column(column, justify="right")
       for row in found.rows:

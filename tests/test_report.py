@@ -522,7 +522,9 @@ def test_the_curve_of_budgets(run):
     lambda path: (path.unlink(), path.mkdir()),
   ],
 )
-def test_a_damaged_evaluation_is_named_and_the_others_are_shown(run, damage):
+def test_a_damaged_evaluation_is_named_and_the_others_are_shown(tmp_path, damage):
+  run = Workdir(tmp_path)
+  write_json(run.config, _config())
   for name in ("good", "poor"):
     write_json(run.path / "evaluations" / f"{name}.json", _evaluation())
   damage(run.path / "evaluations" / "poor.json")

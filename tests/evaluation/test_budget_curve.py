@@ -22,7 +22,7 @@ from tests.evaluation.thinking_chain import GREEDY, THOUGHTS, problem, thinking_
 
 @pytest.fixture(scope="module")
 def engine(tokenizer) -> Engine:
-  settings = EngineSettings(slots=8, max_length=128, adjustments=False)
+  settings = EngineSettings(slots=8, max_length=256, adjustments=False)
   return make_engine(thinking_chain(tokenizer), tokenizer, settings)
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_be(engine, tokenizer):
     BudgetCurve([problem(0, "a")], budgets=(4, -1))
   with pytest.raises(ValueError, match="nothing would be right"):
     BudgetCurve([problem(0, "")])
-  long = problem(7, "a", "x " * 200)
+  long = problem(7, "a", "x " * 400)
   with pytest.raises(ValueError, match="problem 'p7': its prompt leaves no room"):
     BudgetCurve([long], asking=GREEDY).run_with(GREEDY.of_engine(engine, tokenizer))
 
