@@ -89,9 +89,10 @@ def test_what_cannot_teach_is_refused(teacher_folder, tokenizer, tmp_path):
     check(tmp_path / "nowhere")
   with pytest.raises(DataError, match=f"{key}=.*without its tokenizer"):
     check(teacher_folder("dense", with_tokenizer=False))
-  train_sentencepiece(["other words than those of the first"] * 50, tmp_path / "tokenizer.model", 284)
+  texts = [f"{word} and other words than those of the first, number {i}" for i, word in enumerate(dir(np))]
+  train_sentencepiece(texts, tmp_path / "tokenizer.model", 305)
   other = type(tokenizer).from_pretrained(tmp_path)
-  with pytest.raises(DataError, match=r"310 ids.*is not the student's, 284 ids"):
+  with pytest.raises(DataError, match=r"310 ids.*is not the student's, 305 ids"):
     check(teacher_folder("dense"), other)
   damaged = teacher_folder("dense")
   (damaged / "config.json").write_text("{")
