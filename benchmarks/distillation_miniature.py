@@ -18,13 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from experiment_runs import command, metrics, train
 
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.tokenizer import Tokenizer
@@ -32,7 +32,6 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.problems.cups import cups_problems
 
-ROOT = Path(__file__).parents[1]
 POINTS, SHARE = 0.02, 1 / 5
 EXPERIMENT = "miniature_distillation"
 
@@ -48,19 +47,6 @@ class Point(NamedTuple):
   passk: float
 
 
-def command(*arguments: str) -> None:
-  subprocess.run([sys.executable, "-m", *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-
-
-def train(experiment: str, workdir: Path, seed: int) -> None:
-  config = f"--config={ROOT}/experiments/{experiment}"
-  command("qwen3_jax.main", config, f"--workdir={workdir}", f"--config.seed={seed}", "--config.log_every=1")
-
-
-def lines(workdir: Path, stage: str) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in (workdir / "stages" / stage / "metrics.jsonl").read_text().splitlines()]
-
-
 def forward_flops(workdir: Path, stage: str, length: int) -> float:
   """Of one token in the model of a stage."""
   model = ModelConfig.from_hf(json.loads((workdir / "stages" / stage / "config.json").read_text()))
@@ -70,7 +56,7 @@ def forward_flops(workdir: Path, stage: str, length: int) -> float:
 def curve(workdir: Path, stage: str, prompt: float, rows: int, student: float, teacher: float) -> list[Point]:
   """A method's evaluations; `student` and `teacher` are the operations of a forward pass over a token."""
   points, seconds, samples, flops = [], 0.0, 0.0, 0.0
-  for line in lines(workdir, stage):
+  for line in metrics(workdir, stage):
     if "step_seconds" in line:
       tokens = rows * (prompt + line["rollout/response_tokens"])
       seconds += line["step_seconds"]

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from experiment_runs import command, train
+
 from qwen3_jax.evaluation.result_tables import budget_group
 
-ROOT = Path(__file__).parents[1]
 PROBLEMS = "cups:256:3:1-8"
 FOLLOW, LOSS = 0.98, 0.03
 TASKS = {
@@ -31,10 +31,6 @@ TASKS = {
   "budgets": [f"--tasks=budget_curve:{PROBLEMS}", "--samples=4", "--budgets=0,1,2,3,4,5,6,8"],
 }
 SAMPLING = ["--temperature=1.0", "--top_p=1.0", "--top_k=0", "--presence_penalty=0.0"]
-
-
-def command(*arguments: str) -> None:
-  subprocess.run([sys.executable, "-m", *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def evaluate(workdir: Path, stage: str, name: str, options: list[str]) -> dict[str, float]:
@@ -48,9 +44,8 @@ def evaluate(workdir: Path, stage: str, name: str, options: list[str]) -> dict[s
 
 
 def run(seed: int, workdir: Path) -> dict[str, Any]:
-  config = f"--config={ROOT}/experiments/miniature_fusion.py"
   started = time.monotonic()
-  command("qwen3_jax.main", config, f"--workdir={workdir}", f"--config.seed={seed}", "--config.log_every=10")
+  train("miniature_fusion.py", workdir, seed, log_every=10)
   seconds = time.monotonic() - started
   before = evaluate(workdir, "reasoning_rl", "plain", [*TASKS["budgets"][:2], "--budgets=64"])
   found = {name: evaluate(workdir, "fusion", name, options) for name, options in TASKS.items()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiment_runs import metrics, train
 
-ROOT = Path(__file__).parents[1]
 GAIN_BAR = 0.25
 START = (0.35, 0.60)
 BAND = 2.0  # entropy over its target, at most, and the inverse
@@ -30,12 +29,10 @@ OTHER_MINUTES = 15.0
 
 def run(task: str, seed: int, workdir: Path) -> dict[str, Any]:
   """One run; its figures before and after GRPO."""
-  experiment = f"--config={ROOT}/experiments/miniature_reasoning.py:task={task}"
-  command = [sys.executable, "-m", "qwen3_jax.main", experiment, f"--workdir={workdir}", f"--config.seed={seed}"]
   started = time.monotonic()
-  subprocess.run([*command, "--config.log_every=1"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+  train(f"miniature_reasoning.py:task={task}", workdir, seed)
   seconds = time.monotonic() - started
-  lines = [json.loads(line) for line in (workdir / "stages/reasoning_rl/metrics.jsonl").read_text().splitlines()]
+  lines = metrics(workdir, "reasoning_rl")
   validation = [line for line in lines if "validation/pass@1" in line]
   steps = [line for line in lines if "rollout/rollout_entropy" in line]
   later = [line["rollout/rollout_entropy"] / line["entropy_target"] for line in steps[len(steps) // 2 :]]

@@ -289,6 +289,8 @@ def teacher_model(config: ConfigDict, stage: str, name: str) -> ModelConfig:
 BALANCE_COUNTS = ("exact", "running")  # values of a stage's `balance_counts`
 # Value of a stage's `kind` -> the function that documents its keys.
 STAGE_KINDS = {"pretrain": pretrain_stage, "sft": sft_stage, "rl": rl_stage, "distill": distill_stage}
+OF_STAGE = "stage:"  # before the name of an earlier stage of the run, in the place of a teacher's folder
+WRITTEN = "written:"  # before a name of `data.written`, as a corpus's source
 ROLLOUT_KINDS = ("rl", "distill")  # of stages whose batches the model writes
 
 

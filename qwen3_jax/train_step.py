@@ -161,6 +161,14 @@ def split_micro_batches(batch: Any, n: int) -> Any:
   return jax.tree.map(lambda x: x.reshape(B // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def map_micro_batches(function: Callable[[Any], jax.Array], batch: Any, n: int) -> jax.Array:
+  """`function`, which gives an array [b, ...] of a batch of b rows, of one micro-batch after the other: [B, ...]."""
+  if n == 1:
+    return function(batch)
+  found = jax.lax.map(function, split_micro_batches(batch, n))  # [n, B/n, ...]
+  return found.swapaxes(0, 1).reshape(-1, *found.shape[2:])
+
+
 def _to(space, tree):
   """Moves the arrays of `tree`; its scalars stay where they are."""
   return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, tree)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kernels.linear_cross_entropy import xla
 
 KINDS = ("forward", "reverse", "jsd")
-_NOWHERE = -1e30  # the logit of a column that stands for no token
+NOWHERE = -1e30  # the logit of a column that stands for no token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Predictions:
     """[B, t, V / n] of the n devices of `axis`."""
     logits = xla.logits_of(hidden, head) * self.scale
     columns = self.first_column(head) + jnp.arange(head.shape[1])
-    return jnp.where(columns < self.vocabulary, logits, _NOWHERE)
+    return jnp.where(columns < self.vocabulary, logits, NOWHERE)
 
   def log_z(self, logits: jax.Array) -> jax.Array:
     """Log of the sum of exp(logit) over the vocabulary, [B, t]."""
@@ -46,17 +46,17 @@ class Predictions:
 
   def sum(self, x: jax.Array) -> jax.Array:
     """Over the last axis and the devices of `axis`."""
-    total = jnp.sum(x, axis=-1)
-    return jax.lax.psum(total, self.axis) if self.axis else total
+    return self.over_devices(jnp.sum(x, axis=-1))
 
-  def cotangent(self, x: jax.Array) -> jax.Array:
-    """Of [B, T] that every device of `axis` has, each a part of its cotangent."""
+  def over_devices(self, x: jax.Array) -> jax.Array:
+    """The sum over the devices of `axis`, such as of the cotangent of what each of them has, of which it has a part."""
     return jax.lax.psum(x, self.axis) if self.axis else x
 
 
-def _chunks(hidden: jax.Array, head: jax.Array) -> int:
+def chunks(hidden: jax.Array, head: jax.Array) -> int:
+  """Of tokens, for two arrays of logits at a time."""
   B, T, _ = hidden.shape
-  return xla.chunks(B, T, 2 * head.shape[1])  # two models' logits
+  return xla.chunks(B, T, 2 * head.shape[1])
 
 
 def _mixture(ours: jax.Array, theirs: jax.Array, mix: float) -> jax.Array:
@@ -80,7 +80,7 @@ def divergence(
     terms = mix * jnp.exp(theirs) * (theirs - mixed) + (1 - mix) * jnp.exp(ours) * (ours - mixed)
     return predictions.sum(terms)
 
-  n = _chunks(hidden, head)
+  n = chunks(hidden, head)
   return xla.joined(jax.lax.map(chunk, (xla.split(hidden, n), xla.split(teacher_hidden, n))))
 
 
@@ -103,8 +103,8 @@ def _backward(kind, mix, predictions, residuals, gradient):
       of_value = probabilities * (slope - predictions.sum(probabilities * slope)[..., None])
     return of_value * (predictions.scale * cotangent[..., None])
 
-  rest = teacher_hidden, predictions.cotangent(gradient)
-  to_student = xla.gradients(to_logits, _chunks(hidden, head), hidden, head, *rest)
+  rest = teacher_hidden, predictions.over_devices(gradient)
+  to_student = xla.gradients(to_logits, chunks(hidden, head), hidden, head, *rest)
   return *to_student, jnp.zeros_like(teacher_hidden), jnp.zeros_like(teacher_head)
 
 

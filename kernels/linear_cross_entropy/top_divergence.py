@@ -8,15 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from kernels.linear_cross_entropy import xla
-from kernels.linear_cross_entropy.divergence import Predictions
+from kernels.linear_cross_entropy.divergence import NOWHERE, Predictions, chunks
 
-_NOWHERE = -1e30
 _NO_TAIL = 1e-6  # a teacher's mass outside of the stored tokens that is rounding
-
-
-def _chunks(hidden: jax.Array, head: jax.Array) -> int:
-  B, T, _ = hidden.shape
-  return xla.chunks(B, T, 2 * head.shape[1])  # logits, and those of the others alone
 
 
 def _teacher(ids: jax.Array, log_probabilities: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Array]:
@@ -35,7 +29,7 @@ def _student(h, head, ids, predictions: Predictions):
   here = (ids >= 0) & (columns >= 0) & (columns < head.shape[1])
   columns = jnp.where(here, columns, head.shape[1])  # out of range: dropped
   b, t, _ = jnp.ogrid[: ids.shape[0], : ids.shape[1], : ids.shape[2]]
-  others = logits.at[b, t, columns].set(_NOWHERE, mode="drop")
+  others = logits.at[b, t, columns].set(NOWHERE, mode="drop")
   return logits, others, predictions.log_z(logits), predictions.log_z(others), (b, t, columns), here
 
 
@@ -48,12 +42,11 @@ def top_divergence(hidden, head, ids, log_probabilities, predictions: Prediction
     stored, tail = _teacher(ids, log_p, predictions.vocabulary)
     logits, _, log_z, log_z_others, (b, t, columns), here = _student(h, head, ids, predictions)
     ours = jnp.where(here, logits[b, t, jnp.minimum(columns, head.shape[1] - 1)] - log_z[..., None], 0.0)
-    ours = jax.lax.psum(ours, predictions.axis) if predictions.axis else ours
-    of_stored = jnp.where(stored > 0, stored * (log_p - ours), 0.0)
+    of_stored = jnp.where(stored > 0, stored * (log_p - predictions.over_devices(ours)), 0.0)
     of_tail = tail * (jnp.log(jnp.where(tail > 0, tail, 1.0)) - (log_z_others - log_z))
     return jnp.sum(of_stored, axis=-1) + jnp.where(tail > 0, of_tail, 0.0)
 
-  n = _chunks(hidden, head)
+  n = chunks(hidden, head)
   return xla.joined(jax.lax.map(chunk, tuple(xla.split(x, n) for x in (hidden, ids, log_probabilities))))
 
 
@@ -74,8 +67,8 @@ def _backward(predictions, residuals, gradient):
     of_value = of_value.at[where].add(jnp.where(here, -stored, 0.0), mode="drop")
     return of_value * (predictions.scale * cotangent[..., None])
 
-  rest = ids, log_probabilities, predictions.cotangent(gradient)
-  return *xla.gradients(to_logits, _chunks(hidden, head), hidden, head, *rest), None, jnp.zeros_like(log_probabilities)
+  rest = ids, log_probabilities, predictions.over_devices(gradient)
+  return *xla.gradients(to_logits, chunks(hidden, head), hidden, head, *rest), None, jnp.zeros_like(log_probabilities)
 
 
 top_divergence.defvjp(_forward, _backward)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from qwen3_jax.curation.query_filters import Judge
+from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.data.tokenizer_backends import QWEN_SPECIAL_TOKENS
 from qwen3_jax.problems.problem import Problem
 
@@ -59,6 +60,12 @@ def parse(text: str, thinks: bool) -> tuple[str, str] | None:
   if bool(thinking.strip()) != thinks or not response.strip():
     return None
   return thinking if thinks else "", response
+
+
+def answer_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+  """What `parse` reads of an answer's tokens; the one that ends it is not among them."""
+  # A model may have more rows than its tokenizer has tokens: they stand for nothing, as bytes do that are no text.
+  return tokenizer.decode(tokens) if max(tokens, default=0) < tokenizer.vocab_size else "\ufffd"
 
 
 class Filters:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qwen3_jax.curation.answer_filters import Counts, add, totals
 from qwen3_jax.curation.jsonl import write_lines
+from qwen3_jax.curation.plans import difference
 from qwen3_jax.workdir import read_json, write_json
 
 
@@ -98,8 +99,8 @@ class AnswerStore:
         raise ValueError(f"{self._folder}: holds {others[0]!r} and no teacher's answers; choose another folder")
       write_json(path, self._plan)
       return
-    before = read_json(path)
-    for name in sorted(before.keys() | self._plan.keys()):
-      if before.get(name) != self._plan.get(name):
-        was, now = (json.dumps(values.get(name), ensure_ascii=False) for values in (before, self._plan))
-        raise ValueError(f"{self._folder}: {name} was {was}, is now {now}; choose another folder, or remove this one")
+    if found := difference(read_json(path), self._plan):
+      was, now = (json.dumps(value, ensure_ascii=False) for value in (found.was, found.now))
+      raise ValueError(
+        f"{self._folder}: {found.name} was {was}, is now {now}; choose another folder, or remove this one"
+      )

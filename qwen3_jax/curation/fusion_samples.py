@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -230,8 +228,3 @@ def write_answers(
       removed.add("not written", samples[i], reason)
       written[i] = None
   return [sample for sample in written if sample is not None]
-
-
-def digest(value: Any) -> str:
-  """Of anything JSON-able."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any, BinaryIO
 
 from scipy.stats import binomtest
 
+from qwen3_jax.curation.plans import by_id, difference, digest
 from qwen3_jax.problems.problem import Problem
 
 Judge = Callable[[Sequence[Problem]], list[list[bool]]]  # whether each answer to each problem was right
@@ -73,12 +72,10 @@ def measure_pass_rates(
   Raises ValueError for ids that occur twice, and for a file of other settings, or of another problem under the same id,
   OSError if it cannot be read or written.
   """
-  by_id = {problem.id: problem for problem in problems}
-  if twice := [id for id, count in collections.Counter(problem.id for problem in problems).items() if count > 1]:
-    raise ValueError(f"problems: id {twice[0]!r} occurs twice")
+  known = by_id(problems)
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, "a+b") as file:
-    found = _resume(file, path, settings, by_id)
+    found = _resume(file, path, settings, known)
     left = [problem for problem in problems if problem.id not in found]
     on_progress(len(problems) - len(left), len(problems))
     for start in range(0, len(left), at_a_time):
@@ -109,7 +106,9 @@ def _resume(
     try:
       row = json.loads(text)
       if number == 1:
-        _check_settings(row, json.loads(json.dumps(dict(settings))))
+        if changed := difference(row, json.loads(json.dumps(dict(settings)))):
+          was, now = map(json.dumps, (changed.was, changed.now))
+          raise ValueError(f"{changed.name} was {was}, is now {now}; give another file, or remove this one to ask anew")
         continue
       if row["id"] in problems and row["problem"] != _digest(problems[row["id"]]):
         raise ValueError(f"{row['id']!r} was another problem then; remove the file to ask anew")
@@ -121,13 +120,6 @@ def _resume(
   return found
 
 
-def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-  for name in sorted(before.keys() | now.keys()):
-    if before.get(name) != now.get(name):
-      was, is_now = (json.dumps(values.get(name)) for values in (before, now))
-      raise ValueError(f"{name} was {was}, is now {is_now}; give another file, or remove this one to ask anew")
-
-
 def _append(file: BinaryIO, text: str) -> None:
   """On disk when this returns."""
   file.write(text.encode())
@@ -137,5 +129,4 @@ def _append(file: BinaryIO, text: str) -> None:
 
 def _digest(problem: Problem) -> str:
   """Of what the pass rate depends on."""
-  content = json.dumps([problem.prompt, problem.verifier, problem.reference], sort_keys=True)
-  return hashlib.sha256(content.encode()).hexdigest()[:16]
+  return digest([problem.prompt, problem.verifier, problem.reference])

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from qwen3_jax.curation.answer_filters import parse
-from qwen3_jax.curation.fusion_samples import Sample, Turn, digest, shortened
+from qwen3_jax.curation.answer_filters import answer_text, parse
+from qwen3_jax.curation.fusion_samples import Sample, Turn, shortened
+from qwen3_jax.curation.plans import by_id, difference, digest
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.problems.problem import Problem
@@ -95,9 +96,7 @@ def rejection_sample(
   """
   if min(samples, most, at_a_time) < 1:
     raise ValueError(f"samples={samples}, most={most}, at_a_time={at_a_time}: expected at least 1")
-  counts = collections.Counter(problem.id for problem in problems)
-  if twice := [id for id, count in counts.items() if count > 1]:
-    raise ValueError(f"problems: id {twice[0]!r} occurs twice")
+  by_id(problems)
   header = {
     **(described or {}),
     "samples": samples,
@@ -157,13 +156,11 @@ class _Log:
       before = dict(json.loads(line))
     except (ValueError, TypeError):
       raise ValueError(f"{self._path}: no samples of this kind; remove it, or choose another folder") from None
-    now = json.loads(json.dumps(dict(header)))
-    for name in sorted(before.keys() | now.keys()):
-      if before.get(name) != now.get(name):
-        raise ValueError(
-          f"{self._path}: {name} was {before.get(name)!r}, is now {now.get(name)!r}; choose another folder, or remove"
-          " the file to ask anew"
-        )
+    if found := difference(before, json.loads(json.dumps(dict(header)))):
+      raise ValueError(
+        f"{self._path}: {found.name} was {found.was!r}, is now {found.now!r}; choose another folder, or remove the file"
+        " to ask anew"
+      )
 
 
 def _row(tokenizer: Tokenizer, problem: Problem, answers: Sequence[Answer], most: int) -> dict[str, Any]:
@@ -207,8 +204,7 @@ def _text(tokenizer: Tokenizer, answer: Answer) -> str:
   tokens = list(answer.trajectory.tokens)
   if tokens and tokens[-1] in (tokenizer.im_end_id, tokenizer.eos_id):
     tokens.pop()
-  # A model may have more rows than its tokenizer has tokens: they stand for nothing, as bytes do that are no text.
-  return tokenizer.decode(tokens) if max(tokens, default=0) < tokenizer.vocab_size else "\ufffd"
+  return answer_text(tokenizer, tokens)
 
 
 def _collected(problems: Sequence[Problem], rows: Sequence[Mapping[str, Any]]) -> RejectionSampled:

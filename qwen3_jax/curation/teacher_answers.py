@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import difflib
-import hashlib
 import itertools
 import json
 import math
@@ -19,8 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.curation.answer_filters import Answered, Filters
+from qwen3_jax.curation.answer_filters import Answered, Filters, answer_text
 from qwen3_jax.curation.answer_store import AnswerStore
+from qwen3_jax.curation.plans import by_id, digest
 from qwen3_jax.curation.query_filters import Judge
 from qwen3_jax.data.chat_template import check_messages
 from qwen3_jax.data.conversation import encode_conversation, thinking_mode
@@ -95,12 +95,12 @@ def teacher_answers(
   Raises ValueError for problems that share an id or an `output` that holds something else, OSError if it cannot be
   written.
   """
-  _by_id(problems)
+  by_id(problems)
   per_block = max(1, settings.at_a_time // settings.samples)
   plan = {
     "teacher": teacher,
     "tokenizer": tokenizer.fingerprint,
-    "problems": _digest([dataclasses.asdict(problem) for problem in problems]),
+    "problems": digest([dataclasses.asdict(problem) for problem in problems]),
     **json.loads(json.dumps(dataclasses.asdict(settings))),
     "engine": dataclasses.asdict(engine.settings),
   }
@@ -137,10 +137,10 @@ def given_answers(
 
   Raises ValueError naming the line for what is malformed or answers none of the problems; else as `teacher_answers`.
   """
-  by_id = _by_id(problems)
-  answers = [answer for _, answer in read_records(path, lambda record: _given(record, by_id))]
+  known = by_id(problems)
+  answers = [answer for _, answer in read_records(path, lambda record: _given(record, known))]
   plan = {
-    "answers": _digest([dataclasses.asdict(answer) for answer in answers]),
+    "answers": digest([dataclasses.asdict(answer) for answer in answers]),
     "keep": settings.keep,
     "at_a_time": settings.at_a_time,
   }
@@ -204,9 +204,9 @@ def _ask(
 def _answered(asked: Answered, tokenizer: Tokenizer, result: Result) -> Answered:
   assert result.finish_reason is not None
   tokens = result.tokens[:-1] if result.finish_reason == "stop" else result.tokens
-  # A model may have more rows than its tokenizer has tokens: they stand for nothing, as bytes do that are no text.
-  text = tokenizer.decode(tokens) if max(tokens, default=0) < tokenizer.vocab_size else "\ufffd"
-  return dataclasses.replace(asked, text=text, ending=result.finish_reason, tokens=len(result.tokens))
+  return dataclasses.replace(
+    asked, text=answer_text(tokenizer, tokens), ending=result.finish_reason, tokens=len(result.tokens)
+  )
 
 
 def _given(record: dict[str, Any], problems: Mapping[str, Problem]) -> Answered:
@@ -251,14 +251,3 @@ def _stored(
     store.add(kept, counts, tokens)
     on_block(store)
   return store.finish()
-
-
-def _by_id(problems: Sequence[Problem]) -> dict[str, Problem]:
-  counts = collections.Counter(problem.id for problem in problems)
-  if twice := [id for id, count in counts.items() if count > 1]:
-    raise ValueError(f"problems: id {twice[0]!r} occurs twice")
-  return {problem.id: problem for problem in problems}
-
-
-def _digest(value: Any) -> str:
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

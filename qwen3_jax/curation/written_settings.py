@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from qwen3_jax.config import WRITTEN
 from qwen3_jax.curation.fusion_settings import FusionSettings
 from qwen3_jax.problems.sources import check_spec
 
@@ -30,13 +31,14 @@ def written_problems(config: ConfigDict) -> Iterator[str]:
       yield f"{key}fusion: {error}"
   for stage in config.pipeline:
     for corpus in config.stages.get(stage, ConfigDict()).get("mixture", {}):
-      kind, _, name = config.data.corpora.get(corpus, ConfigDict({"source": ""})).source.partition(":")
-      if kind != "written":
+      source = config.data.corpora.get(corpus, ConfigDict({"source": ""})).source
+      if not source.startswith(WRITTEN):
         continue
+      name = source.removeprefix(WRITTEN)
       before = config.pipeline[: config.pipeline.index(stage)]
       if name not in config.data.written:
         known = ", ".join(config.data.written) or "nothing"
-        yield f"data.corpora.{corpus}.source='written:{name}': data.written has {known}"
+        yield f"data.corpora.{corpus}.source={source!r}: data.written has {known}"
       elif config.data.written[name].stage not in before:
         written_by = config.data.written[name].stage
         yield f"data.written.{name}.stage={written_by!r}: no stage before {stage!r}, which reads it"

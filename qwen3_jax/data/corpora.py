@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from qwen3_jax.atomic_folder import atomic_folder
+from qwen3_jax.config import WRITTEN
 from qwen3_jax.data.prepare import fingerprint, is_prepared, prepare
 from qwen3_jax.data.prepared import PreparedCorpus
 from qwen3_jax.data.records import DataError, read_manifest
@@ -21,7 +22,6 @@ from qwen3_jax.data.train_tokenizer import train_sentencepiece
 from qwen3_jax.distributed import on_first_process
 
 _PREPARED = "prepared:"
-WRITTEN = "written:"  # by the run, later
 _SEEN_WITHIN_SECONDS = 90  # NFS may remember for a minute that a file was not there
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import teacher_model
+from qwen3_jax.config import OF_STAGE, teacher_model
 from qwen3_jax.models.config import DTYPES
 from qwen3_jax.objectives.distillation_settings import Distillation
 
@@ -25,7 +25,7 @@ def teacher_problems(config: ConfigDict, name: str) -> Iterator[str]:
     before = config.pipeline[: config.pipeline.index(name)] if name in config.pipeline else ()
     if not settings.path:
       yield f"{key}path='': names no checkpoint"
-    elif settings.path.startswith("stage:") and settings.path.removeprefix("stage:") not in before:
+    elif settings.path.startswith(OF_STAGE) and settings.path.removeprefix(OF_STAGE) not in before:
       yield f"{key}path={settings.path!r}: no stage before {name!r}; there are {', '.join(before) or 'none'}"
     if settings.dtype not in DTYPES:
       yield f"{key}dtype={settings.dtype!r}: must be one of {', '.join(DTYPES)}"

@@ -17,7 +17,7 @@ from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.models.transformer import Parameters, from_parameters
 from qwen3_jax.sharding import batch_sharding, constrain
 from qwen3_jax.train_program import frozen_parameters
-from qwen3_jax.train_step import split_micro_batches
+from qwen3_jax.train_step import map_micro_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,7 @@ class TeacherProgram:
       nothing = lambda part: jnp.zeros((B // n, T, self.model.hidden_size), self.model.dtype)
       return constrain(jax.lax.cond(learns, run, nothing, part), "batch", "length", "embed")
 
-    if n == 1:
-      return of_micro_batch(batch)
-    found = jax.lax.map(of_micro_batch, split_micro_batches(batch, n))  # [n, B / n, T, D']
-    return found.swapaxes(0, 1).reshape(B, T, -1)
+    return map_micro_batches(of_micro_batch, batch, n)
 
 
 _FIELDS = ("tokens", "positions", "segment_ids", "choice")

@@ -18,10 +18,9 @@ from qwen3_jax.evaluation.confidence import (
 )
 from qwen3_jax.evaluation.questions import ASKING, Answered, Ask, Asking, Question
 from qwen3_jax.evaluation.result_tables import budget_group
-from qwen3_jax.evaluation.verified import ask_all, right_answers
+from qwen3_jax.evaluation.verified import ask_all, check_problems, right_answers
 from qwen3_jax.models.transformer import Transformer
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rewards.registry import check_problem
 from qwen3_jax.rollout.request import derived_seed
 
 
@@ -56,10 +55,7 @@ class BudgetCurve:
       raise ValueError(f"samples={self.samples}, expected at least 1")
     if any(budget < 0 for budget in self.budgets):
       raise ValueError(f"budgets={self.budgets}, expected tokens from 0 on")
-    if not self.problems:
-      raise ValueError("problems: there are none")
-    for problem in self.problems:
-      check_problem(problem)
+    check_problems(self.problems)
 
   def run(self, model: Transformer, tokenizer: Tokenizer) -> IntervalEvaluation:
     """Raises ValueError for a problem that leaves no room for an answer."""

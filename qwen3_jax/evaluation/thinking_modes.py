@@ -12,10 +12,9 @@ from qwen3_jax.evaluation.confidence import Estimate, IntervalEvaluation, cluste
 from qwen3_jax.evaluation.form import disobedience, format_fault
 from qwen3_jax.evaluation.pass_at_k import pass_at_k
 from qwen3_jax.evaluation.questions import ASKING, Ask, Asking, Question
-from qwen3_jax.evaluation.verified import ask_all, right_answers
+from qwen3_jax.evaluation.verified import ask_all, check_problems, right_answers
 from qwen3_jax.models.transformer import Transformer
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rewards.registry import check_problem
 from qwen3_jax.rl.modes import in_mode
 from qwen3_jax.rollout.request import derived_seed
 
@@ -44,10 +43,7 @@ class ThinkingModes:
   def __post_init__(self):
     if self.samples < 1 or not self.ks or not 1 <= min(self.ks) <= max(self.ks) <= self.samples:
       raise ValueError(f"samples={self.samples}, ks={self.ks}: expected numbers from 1 on, no k above the samples")
-    if not self.problems:
-      raise ValueError("problems: there are none")
-    for problem in self.problems:
-      check_problem(problem)
+    check_problems(self.problems)
 
   def run(self, model: Transformer, tokenizer: Tokenizer) -> IntervalEvaluation:
     """Raises ValueError for a problem that leaves no room for an answer."""

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from qwen3_jax.evaluation.questions import Answered, Ask, Question
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.environment import ProblemEnvironment
+from qwen3_jax.rewards.registry import check_problem
 from qwen3_jax.rollout.environment import Action
+
+
+def check_problems(problems: Sequence[Problem]) -> None:
+  """Raises ValueError where there are none, and for one that cannot be verified."""
+  if not problems:
+    raise ValueError("problems: there are none")
+  for problem in problems:
+    check_problem(problem)
 
 
 def right_answers(problems: Sequence[Problem], groups: Sequence[Sequence[Answered]]) -> list[list[bool]]:

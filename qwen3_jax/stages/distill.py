@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import zlib
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import teacher_mesh, teacher_model
+from qwen3_jax.config import OF_STAGE, teacher_mesh, teacher_model
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.distillation.student_collector import NoTerms, StudentCollector
@@ -19,18 +19,13 @@ from qwen3_jax.distillation.teacher_program import TeacherProgram
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.objectives.distillation import distillation
 from qwen3_jax.objectives.distillation_settings import Distillation
-from qwen3_jax.optimizer import make_schedule
-from qwen3_jax.placement import local_rows
 from qwen3_jax.rl.problem_order import ProblemOrder
-from qwen3_jax.rl.rollout_batches import RolloutBatches
-from qwen3_jax.sharding import batch_sharding, make_mesh
-from qwen3_jax.stages.program import stage_program
-from qwen3_jax.stages.rollouts import assessor, make_asker, stage_problems
+from qwen3_jax.sharding import make_mesh
+from qwen3_jax.stages.program import stage_program, stage_seed
+from qwen3_jax.stages.rollouts import assessor, make_asker, rollout_stage, stage_problems
 from qwen3_jax.stages.stage import Stage
 from qwen3_jax.train_program import TrainProgram
 from qwen3_jax.workdir import Workdir
-
-OF_STAGE = "stage:"  # before the name of an earlier stage of the run, in the place of a teacher's folder
 
 
 def make_program(config: ConfigDict, name: str) -> TrainProgram:
@@ -66,7 +61,7 @@ def make_stage(config: ConfigDict, name: str, tokenizer: Tokenizer, mesh: Mesh, 
   if jax.process_count() > 1:
     raise DataError(f"stages.{name}: distillation on-policy runs in one process, there are {jax.process_count()}")
   settings = config.stages[name]
-  seed = zlib.crc32(f"{config.seed}/{name}".encode())
+  seed = stage_seed(config, name)
   teachers = [
     Teacher(
       _folder(config, name, teacher, tokenizer, workdir),
@@ -95,34 +90,10 @@ def make_stage(config: ConfigDict, name: str, tokenizer: Tokenizer, mesh: Mesh, 
     routes=settings.routes,
     seed=seed,
   )
-  batches = RolloutBatches(
-    collector,
-    NoTerms(),
-    steps=settings.steps,
-    batch_size=settings.batch_size,
-    micro_batches=settings.micro_batches,
-    epochs=1,
-    staleness=settings.rollout.staleness,
-    rows=local_rows(batch_sharding(mesh), program.batch_shape),
-    folder=workdir.stage(name) / "rollouts",
-    keep=config.checkpoint.keep,
-    seed=seed,
-  )
-  return Stage(
-    name=name,
-    program=program,
-    schedule=make_schedule(settings.optimizer, settings.steps),
-    steps=settings.steps,
-    max_skipped_steps=settings.max_skipped_steps,
-    batches=batches,
-    evaluate_every=settings.evaluate_every,
-    validation={},
-    assess=assessor(asker, held_out, settings, seed),
-    facts={},
-    carries_optimizer=False,
-    complete=functools.partial(with_hidden, teachers),
-    constants=(tuple(teacher.head for teacher in teachers),),
-  )
+  assess = assessor(asker, held_out, settings, seed)
+  stage = rollout_stage(config, name, program, collector, NoTerms(), assess, mesh, workdir)
+  heads = tuple(teacher.head for teacher in teachers)
+  return dataclasses.replace(stage, complete=functools.partial(with_hidden, teachers), constants=(heads,))
 
 
 def _folder(config: ConfigDict, name: str, teacher: str, tokenizer: Tokenizer, workdir: Workdir) -> Path:

@@ -8,9 +8,9 @@ from types import ModuleType
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import ROLLOUT_KINDS
+from qwen3_jax.config import ROLLOUT_KINDS, WRITTEN
 from qwen3_jax.curation.written import write_conversations
-from qwen3_jax.data.corpora import WRITTEN, prepare_written
+from qwen3_jax.data.corpora import prepare_written
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.distillation.teacher_program import TeacherProgram
 from qwen3_jax.stages import distill, pretrain, rl
@@ -63,9 +63,9 @@ def written_corpora(config: ConfigDict, name: str, tokenizer: Tokenizer, workdir
   """The prepared folders of the corpora of stage `name` that the run itself writes; writes them."""
   found = {}
   for corpus in config.stages[name].get("mixture", {}):
-    kind, _, source = config.data.corpora[corpus].source.partition(":")
-    if f"{kind}:" == WRITTEN:
-      conversations = write_conversations(config, source, tokenizer, workdir)
+    source = config.data.corpora[corpus].source
+    if source.startswith(WRITTEN):
+      conversations = write_conversations(config, source.removeprefix(WRITTEN), tokenizer, workdir)
       found[corpus] = prepare_written(config, corpus, conversations, workdir.path, tokenizer)
   return found
 

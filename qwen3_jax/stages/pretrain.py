@@ -25,7 +25,7 @@ from qwen3_jax.objectives.next_token import next_token
 from qwen3_jax.optimizer import make_schedule
 from qwen3_jax.placement import local_rows
 from qwen3_jax.sharding import batch_sharding
-from qwen3_jax.stages.program import stage_program
+from qwen3_jax.stages.program import stage_program, stage_seed
 from qwen3_jax.stages.rollouts import assessor, make_asker, stage_problems
 from qwen3_jax.stages.stage import Assess, Sample, Stage
 from qwen3_jax.train_program import TrainProgram
@@ -76,7 +76,7 @@ def make_stage(config: ConfigDict, name: str, corpora: dict[str, Path], tokenize
     open_mixture(settings.mixture, corpora),
     sequence_length=T,
     batch_size=B,
-    seed=zlib.crc32(f"{config.seed}/{name}".encode()),  # stages that share a corpus read it in different orders
+    seed=stage_seed(config, name),
     length_buckets=settings.length_buckets,
     rows=rows,
     top_k=program.top_predictions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,6 +11,11 @@ from qwen3_jax.config import stage_model
 from qwen3_jax.objectives.loss_output import Objective
 from qwen3_jax.optimizer import make_optimizer
 from qwen3_jax.train_program import TrainProgram
+
+
+def stage_seed(config: ConfigDict, name: str) -> int:
+  """Of what stage `name` draws; stages that share data read it in different orders."""
+  return zlib.crc32(f"{config.seed}/{name}".encode())
 
 
 def stage_program(config: ConfigDict, name: str, objective: Objective, **of_batch: Any) -> TrainProgram:

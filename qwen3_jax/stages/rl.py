@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import zlib
 
 import jax
 import numpy as np
@@ -19,19 +18,17 @@ from qwen3_jax.models.transformer import Parameters, from_parameters
 from qwen3_jax.objectives.grpo import grpo
 from qwen3_jax.objectives.grpo_settings import GRPO
 from qwen3_jax.objectives.token_loss import token_log_probabilities
-from qwen3_jax.optimizer import make_schedule
 from qwen3_jax.placement import local_rows, to_devices
 from qwen3_jax.rl.collector import Collector
 from qwen3_jax.rl.entropy_control import EntropyControl
 from qwen3_jax.rl.policy_terms import LogProbabilities, PolicyTerms
 from qwen3_jax.rl.problem_order import ProblemOrder
-from qwen3_jax.rl.rollout_batches import RolloutBatches
 from qwen3_jax.sharding import batch_sharding
-from qwen3_jax.stages.program import stage_program
-from qwen3_jax.stages.rollouts import assessor, make_asker, stage_problems
+from qwen3_jax.stages.program import stage_program, stage_seed
+from qwen3_jax.stages.rollouts import assessor, make_asker, rollout_stage, stage_problems
 from qwen3_jax.stages.stage import Stage
 from qwen3_jax.train_program import RolloutFields, TrainProgram
-from qwen3_jax.train_step import split_micro_batches
+from qwen3_jax.train_step import map_micro_batches
 from qwen3_jax.workdir import Workdir
 
 
@@ -55,7 +52,7 @@ def make_stage(
     raise DataError(f"stages.{name}: reinforcement learning runs in one process, there are {jax.process_count()}")
   settings = config.stages[name]
   program = make_program(config, name)
-  seed = zlib.crc32(f"{config.seed}/{name}".encode())
+  seed = stage_seed(config, name)
   trained, held_out = stage_problems(name, settings)
   asker = make_asker(settings, program, tokenizer, mesh)
   collector = Collector(
@@ -79,32 +76,8 @@ def make_stage(
     reference=_reference(config, program, mesh, workdir, previous) if settings.grpo.kl_coefficient else None,
     batch_size=settings.batch_size,
   )
-  batches = RolloutBatches(
-    collector,
-    terms,
-    steps=settings.steps,
-    batch_size=settings.batch_size,
-    micro_batches=settings.micro_batches,
-    epochs=settings.epochs,
-    staleness=settings.rollout.staleness,
-    rows=local_rows(batch_sharding(mesh), program.batch_shape),
-    folder=workdir.stage(name) / "rollouts",
-    keep=config.checkpoint.keep,
-    seed=seed,
-  )
-  return Stage(
-    name=name,
-    program=program,
-    schedule=make_schedule(settings.optimizer, settings.steps),
-    steps=settings.steps,
-    max_skipped_steps=settings.max_skipped_steps,
-    batches=batches,
-    evaluate_every=settings.evaluate_every,
-    validation={},
-    assess=assessor(asker, held_out, settings, seed),
-    facts={},
-    carries_optimizer=False,
-  )
+  assess = assessor(asker, held_out, settings, seed)
+  return rollout_stage(config, name, program, collector, terms, assess, mesh, workdir, epochs=settings.epochs)
 
 
 def log_probabilities(program: TrainProgram, temperature: float, mesh: Mesh) -> LogProbabilities:
@@ -119,11 +92,7 @@ def log_probabilities(program: TrainProgram, temperature: float, mesh: Mesh) -> 
 
   @jax.jit
   def of_batch(params: Parameters, batch: Batch) -> jax.Array:
-    if program.micro_batches == 1:
-      return of_micro_batch(params, batch)
-    parts = split_micro_batches(batch, program.micro_batches)
-    found = jax.lax.map(functools.partial(of_micro_batch, params), parts)
-    return found.swapaxes(0, 1).reshape(program.batch_shape)
+    return map_micro_batches(functools.partial(of_micro_batch, params), batch, program.micro_batches)
 
   def call(params: Parameters, batch: Batch) -> np.ndarray:
     placed = to_devices(batch, rows, batch_sharding(mesh), program.batch_shape)

@@ -1,4 +1,4 @@
-"""What stages share whose batches are written by the model: problems, the asker, judging by held-out problems."""
+"""What stages share whose batches are written by the model: problems, the asker, judging, the stage."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.optimizer import make_schedule
+from qwen3_jax.placement import local_rows
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
 from qwen3_jax.rewards.environment import ProblemEnvironment
 from qwen3_jax.rl.asking import Answer, Asker, rollout_settings, summary
 from qwen3_jax.rl.modes import in_every_mode
+from qwen3_jax.rl.rollout_batches import Collects, RolloutBatches, Terms
 from qwen3_jax.rollout.decoding_mesh import decoding_mesh
 from qwen3_jax.rollout.engine import Engine
 from qwen3_jax.rollout.sampling import SamplingParams
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
-from qwen3_jax.sharding import make_mesh
-from qwen3_jax.stages.stage import Assess, Sample
+from qwen3_jax.sharding import batch_sharding, make_mesh
+from qwen3_jax.stages.program import stage_seed
+from qwen3_jax.stages.stage import Assess, Sample, Stage
 from qwen3_jax.train_program import TrainProgram
+from qwen3_jax.workdir import Workdir
 
 _SHOWN = 4  # answers of an evaluation
 
@@ -72,6 +77,47 @@ def _engine_mesh(model: ModelConfig, mesh: Mesh) -> Mesh | None:
   if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
     return make_mesh({"data": mesh.size}, list(mesh.devices.flat))
   return decoding_mesh(model, mesh)
+
+
+def rollout_stage(
+  config: ConfigDict,
+  name: str,
+  program: TrainProgram,
+  collector: Collects,
+  terms: Terms,
+  assess: Assess,
+  mesh: Mesh,
+  workdir: Workdir,
+  epochs: int = 1,
+) -> Stage:
+  """Stage `name` on what `collector` collects, each batch of it trained on `epochs` times."""
+  settings = config.stages[name]
+  batches = RolloutBatches(
+    collector,
+    terms,
+    steps=settings.steps,
+    batch_size=settings.batch_size,
+    micro_batches=settings.micro_batches,
+    epochs=epochs,
+    staleness=settings.rollout.staleness,
+    rows=local_rows(batch_sharding(mesh), program.batch_shape),
+    folder=workdir.stage(name) / "rollouts",
+    keep=config.checkpoint.keep,
+    seed=stage_seed(config, name),
+  )
+  return Stage(
+    name=name,
+    program=program,
+    schedule=make_schedule(settings.optimizer, settings.steps),
+    steps=settings.steps,
+    max_skipped_steps=settings.max_skipped_steps,
+    batches=batches,
+    evaluate_every=settings.evaluate_every,
+    validation={},
+    assess=assess,
+    facts={},
+    carries_optimizer=False,
+  )
 
 
 def assessor(asker: Asker, held_out: list[Problem], settings: ConfigDict, seed: int) -> Assess:

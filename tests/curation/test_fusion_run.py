@@ -1,9 +1,6 @@
 """A whole run whose later stage reads what the model of an earlier one wrote."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import run_helpers
@@ -27,11 +24,7 @@ def test_from_cold_start_to_fusion_in_one_run(tmp_path):
     "stages.fusion.evaluate_problems": 2,
     "stages.fusion.rollout.max_new_tokens": 8,
   }
-  overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-  command = [sys.executable, "-m", "qwen3_jax.main", f"--config={EXPERIMENT}:tiny", f"--workdir={tmp_path / 'run'}"]
-  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  environment = material.environment | {"PYTHONPATH": os.pathsep.join([str(run_helpers.ROOT)])}
-  ended = finish(subprocess.Popen([*command, *overrides], env=environment, **pipes)).check()
+  ended = finish(material.start_tiny("miniature_fusion", tmp_path / "run", changes)).check()
   assert "with the model of stage 'reasoning_rl'" in ended.out
   folder = tmp_path / "run" / "written" / "fusion"
   conversations = [json.loads(line) for line in (folder / "conversations.jsonl").read_text().splitlines()]

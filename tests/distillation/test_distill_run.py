@@ -1,8 +1,5 @@
 """A whole run of distillation, in real processes: off-policy, then on-policy in two modes."""
 
-import subprocess
-import sys
-
 import run_helpers
 from run_helpers import curves, finish, series, wait_until
 
@@ -29,11 +26,7 @@ CHANGES = {
 
 
 def start(material, workdir, **changes):
-  config = f"--config={run_helpers.ROOT / 'experiments' / 'miniature_distillation.py'}:tiny"
-  overrides = [f"--config.{key}={value}" for key, value in (CHANGES | changes).items()]
-  command = [sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides]
-  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  return subprocess.Popen(command, env=material.environment, **pipes)
+  return material.start_tiny("miniature_distillation", workdir, CHANGES | changes)
 
 
 def make_material(tmp_path):

@@ -1,8 +1,5 @@
 """A whole run with a stage of RL, in real processes: killed and started again, it is the run that nothing disturbed."""
 
-import subprocess
-import sys
-
 import run_helpers
 from run_helpers import curves, finish, series, wait_until
 
@@ -30,12 +27,7 @@ CHANGES = {
 
 
 def start(material, workdir):
-  config = f"--config={run_helpers.ROOT / 'experiments' / EXPERIMENT}.py:tiny"
-  changes = CHANGES | {"tokenizer.path": material.tokenizer}
-  overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-  command = [sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides]
-  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  return subprocess.Popen(command, env=material.environment, **pipes)
+  return material.start_tiny(EXPERIMENT, workdir, CHANGES | {"tokenizer.path": material.tokenizer})
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):

@@ -1,0 +1,27 @@
+"""Experiments run as a user runs them, and what they leave: shared by the benchmarks of miniatures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(module: str, *arguments: str) -> None:
+  """`python -m module arguments`; its output is dropped. Raises CalledProcessError."""
+  subprocess.run([sys.executable, "-m", module, *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def train(experiment: str, workdir: Path, seed: int, log_every: int = 1) -> None:
+  """`experiment` as in "miniature_reasoning.py:size=large"."""
+  config = [f"--config={ROOT}/experiments/{experiment}", f"--config.seed={seed}", f"--config.log_every={log_every}"]
+  command("qwen3_jax.main", *config, f"--workdir={workdir}")
+
+
+def metrics(workdir: Path, stage: str) -> list[dict[str, Any]]:
+  """A stage's lines of metrics."""
+  return [json.loads(line) for line in (workdir / "stages" / stage / "metrics.jsonl").read_text().splitlines()]
