@@ -15,7 +15,8 @@ from qwen3_jax.rollout.sampling import Adjustments, Controls, Needs, draw_with, 
 from qwen3_jax.rollout.thinking_budget import AFTER, INSIDE, NO_BUDGET, Thinking, ThinkingTokens
 from qwen3_jax.sharding import constrain
 
-_NOISE_AHEAD = 1 << 22  # numbers, at most, that are drawn before the steps instead of in each: fewer small operations
+_NOISE_AHEAD = 1 << 19  # numbers, at most, that are drawn for several steps at once: fewer small operations
+_STEPS_AHEAD = 8  # at most; those beyond the last step are drawn for nothing
 RUNNING, STOP, LENGTH, CONTEXT, NOT_FINITE = range(5)  # how a row ended
 
 
@@ -85,18 +86,25 @@ def decode(
   produced = Produced(empty(jnp.int32), empty(jnp.float32), empty(jnp.float32), empty(bool), empty(bool), experts)
 
   needs = Needs.of(rows.controls)
-  numbers = rows.drawn + jnp.arange(most_steps)[:, None]  # of a row's tokens, as long as it runs
-  keys = jax.vmap(jax.vmap(jax.random.fold_in))(jnp.broadcast_to(rows.key, (most_steps, R, 2)), numbers)
   V = config.vocab_size
-  ahead = gumbel_noise(keys, V, needs.noise) if most_steps * R * V <= _NOISE_AHEAD else None
+  block = max(1, min(_STEPS_AHEAD, most_steps, _NOISE_AHEAD // (R * V)))
+  ahead = jnp.arange(block)[:, None]
 
-  def step(i, carry):
-    cache, rows, produced = carry
-    noise = gumbel_noise(keys[i], V, needs.noise) if ahead is None else ahead[i]
-    cache, rows, new = decode_step(config, ids, record_experts, params, cache, rows, page_table, needs, noise)
-    return cache, rows, jax.tree.map(lambda old, x: old.at[i].set(x), produced, new)
+  def steps_of_block(b, carry):
+    rows = carry[1]
+    keys = jax.vmap(jax.vmap(jax.random.fold_in), in_axes=(None, 0))(rows.key, rows.drawn + ahead)
+    noise = gumbel_noise(keys, V, needs.noise)
 
-  cache, rows, produced = jax.lax.fori_loop(0, steps, step, (cache, rows, produced))
+    def step(i, carry):
+      cache, rows, produced = carry
+      number = b * block + i
+      cache, rows, new = decode_step(config, ids, record_experts, params, cache, rows, page_table, needs, noise[i])
+      return cache, rows, jax.tree.map(lambda old, x: old.at[number].set(x), produced, new)
+
+    return jax.lax.fori_loop(0, jnp.minimum(block, steps - b * block), step, carry)
+
+  blocks = (steps + block - 1) // block
+  cache, rows, produced = jax.lax.fori_loop(0, blocks, steps_of_block, (cache, rows, produced))
   return cache, rows, (produced, Status(rows.ended, rows.thinking.halted))
 
 

@@ -36,7 +36,7 @@ _REASONS: dict[int, FinishReason] = {
   programs.CONTEXT: "context",
   programs.NOT_FINITE: "not_finite",
 }
-_SHORTEST = 16  # of the buckets that prompts are prefilled in
+_SHORTEST = 8  # of the buckets that prompts are prefilled in
 _SHORTEST_CACHE = 64  # of the buckets that a dense cache grows through
 
 
