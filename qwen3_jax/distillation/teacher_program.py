@@ -38,8 +38,9 @@ class TeacherProgram:
 
   @property
   def flops_per_step(self) -> float:
-    """Analytic: a forward pass is a third of a training step."""
-    return training_flops_per_token(self.model, self.batch_shape[1]) * self.tokens_per_step / 3
+    """Analytic: a forward pass is a third of a training step; without the head."""
+    head = 2.0 * self.model.hidden_size * self.model.vocab_size
+    return (training_flops_per_token(self.model, self.batch_shape[1]) / 3 - head) * self.tokens_per_step
 
   def arguments(self, mesh: Mesh) -> dict[str, Any]:
     """What it is given, by kind, as ShapeDtypeStructs with their shardings."""

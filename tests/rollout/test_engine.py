@@ -1,6 +1,7 @@
 """The engine on real checkpoints: its tokens and log-probabilities are the model's, whatever else runs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -58,15 +59,26 @@ def tokens_of(results) -> list[list[int]]:
   return [result.tokens for result in results]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def training_forward(config, params, tokens, positions, segment_ids, experts=None):
+  """The final hidden states and the log-probabilities of what comes next, of one row."""
+  model = from_parameters(config, params)
+  hidden = model.hidden(tokens[None], positions[None], segment_ids[None], experts=experts).final
+  return hidden[0], jax.nn.log_softmax(model.logits(hidden)[0], axis=-1)
+
+
+def in_a_row(tokens: list[int]) -> list[jax.Array]:
+  """Tokens, positions and segments of a row that holds another document too, and padding to one length for all."""
+  room = LENGTH + 8 - len(tokens) - 3
+  row, segments = [*tokens, 1, 2, 3, *[0] * room], [1] * len(tokens) + [2, 2, 2] + [0] * room
+  positions = [*range(len(tokens)), 0, 1, 2, *[0] * room]
+  return [jnp.asarray(x, jnp.int32) for x in (row, positions, segments)]
+
+
 def training_log_probabilities(config, params, tokens: list[int]) -> np.ndarray:
-  """Of every token after the first, by the training forward, with padding and another document in the row."""
-  row = [*tokens, 1, 2, 3, 0, 0]
-  segments = [1] * len(tokens) + [2, 2, 2, 0, 0]
-  positions = [*range(len(tokens)), 0, 1, 2, 0, 0]
-  as_array = lambda x: jnp.asarray([x], jnp.int32)
-  logits = from_parameters(config, params)(as_array(row), as_array(positions), as_array(segments)).logits[0]
-  log_probabilities = jax.nn.log_softmax(logits, axis=-1)[: len(tokens) - 1]
-  return np.take_along_axis(np.asarray(log_probabilities), np.asarray(tokens[1:])[:, None], axis=1)[:, 0]
+  """Of every token after the first, by the training forward."""
+  log_probabilities = np.asarray(training_forward(config, params, *in_a_row(tokens))[1])[: len(tokens) - 1]
+  return np.take_along_axis(log_probabilities, np.asarray(tokens[1:])[:, None], axis=1)[:, 0]
 
 
 def check_log_probabilities(config, params, request: Request, result) -> None:
@@ -339,14 +351,14 @@ def test_recorded_experts_are_those_of_the_training_forward(checkpoint, cache):
   results = make_engine(config, params, cache=cache, record_experts=True).run(requests)
   for request, result in zip(requests, results):
     tokens = [*request.prompt, *result.tokens][:-1]
-    experts = np.full((1, len(tokens), L, k), -1, np.int16)
-    experts[0, len(request.prompt) - 1 :] = result.experts
-    replay = lambda experts, tokens=tokens: from_parameters(config, params).hidden(
-      jnp.asarray([tokens], jnp.int32), experts=experts
-    )
-    np.testing.assert_allclose(replay(experts).final, replay(None).final, atol=1e-5)
+    row = in_a_row(tokens)
+    experts = np.full((1, len(row[0]), L, k), -1, np.int16)
+    experts[0, len(request.prompt) - 1 : len(tokens)] = result.experts
+    replay = lambda experts, row=row: training_forward(config, params, *row, experts)[0]
+    free = replay(np.full_like(experts, -1))
+    np.testing.assert_allclose(replay(experts), free, atol=1e-5)
     wrong = np.where(experts >= 0, (experts + 1) % config.num_experts, experts)
-    assert np.abs(np.asarray(replay(wrong).final - replay(None).final)).max() > 1e-2
+    assert np.abs(np.asarray(replay(wrong) - free)).max() > 1e-2
   dense, dense_params, *_ = checkpoint("dense")
   assert make_engine(dense, dense_params).run(requests[:1])[0].experts == [None] * len(results[0].tokens)
   with pytest.raises(ValueError, match="record_experts=True and a dense model"):
