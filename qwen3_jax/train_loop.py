@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -101,8 +102,32 @@ class _Pending:
   """A step that was dispatched and whose metrics have not been fetched."""
 
   step: int
-  metrics: dict[str, jax.Array]  # with the fingerprint of the batch's tokens where the step is logged
+  metrics: dict[str, Any]  # arrays; with the fingerprint of the batch's tokens where the step is logged
   of_batch: dict[str, float]  # what its source says of it
+
+  def is_done(self) -> bool:
+    return self.metrics["loss"].is_ready()
+
+
+class _Pace:
+  """Seconds that a step takes, and that it waits for data, since the last look."""
+
+  def __init__(self, step: int):
+    self.waited = 0.0
+    self.seconds = self.data_wait = 0.0
+    self.start(step)
+
+  def start(self, step: int) -> None:
+    """From `step` on, which is done."""
+    self._step, self._time, self.waited = step, time.monotonic(), 0.0
+
+  def look(self, done: int) -> None:
+    """Means over the steps up to `done`; those of the look before where no step was done since."""
+    steps = done - self._step
+    if steps:
+      self.seconds = max((time.monotonic() - self._time) / steps, 1e-9)
+      self.data_wait = self.waited / steps
+      self.start(done)
 
 
 class _Run:
@@ -119,8 +144,6 @@ class _Run:
     devices = 1 if device.platform == "cpu" else mesh.size  # virtual devices share one processor
     self.peak_flops = peak * devices if peak else None
     self.evaluate_step: Any = jax.jit(make_evaluation_step(stage.program.model, stage.program.objective))
-    self.data_wait = 0.0
-    self.window_start = (0, 0.0)  # step and time since which speed is measured
 
   def train(self, state: TrainState, notice: PreemptionNotice) -> None:
     stage = self.stage
@@ -136,7 +159,7 @@ class _Run:
         self.writer.write(0, stage.facts)
         if not stage.validation:  # judged by what it writes: the gain counts from here
           self._evaluate(state, 0)
-      self.window_start = (step, time.monotonic())
+      self.pace = _Pace(step)
       while step < stage.steps:
         batch = self._next_batch(state)
         state, metrics = compiled(state, stage.complete(batch), learning_rates[step], *stage.constants)
@@ -144,21 +167,19 @@ class _Run:
         if self._is_logged(step):
           metrics["data_checksum"] = fingerprint_on_device(batch.tokens)
         in_flight.append(_Pending(step, metrics, stage.batches.metrics()))
-        while len(in_flight) > STEPS_IN_FLIGHT:
-          self._finish(in_flight.popleft())
-
         last, stop = step == stage.steps, notice.requested()
         evaluate = last or step % stage.evaluate_every == 0
         save = last or stop or step % self.config.checkpoint.every == 0
         if evaluate or save:  # rare; what was dispatched is logged before what follows it
-          while in_flight:
-            self._finish(in_flight.popleft())
+          jax.block_until_ready(metrics)
+        while len(in_flight) > (0 if evaluate or save else STEPS_IN_FLIGHT):
+          self._finish(in_flight.popleft(), in_flight)
         validation = self._evaluate(state, step) if evaluate else {}
         if save:
           with self.progress.phase("saving"):
             self.checkpoints.save(step, state, data_state=stage.batches.get_state(), metrics=validation)
         if evaluate or save:
-          self.window_start = (step, time.monotonic())
+          self.pace.start(step)
         if stop and not last:
           self.checkpoints.wait()
           raise Preempted(f"stage {stage.name!r} stopped at step {step} of {stage.steps} and saved its state")
@@ -171,7 +192,7 @@ class _Run:
     started = time.monotonic()
     local = self.stage.batches.next_batch(state)
     batch = self._to_devices(local)
-    self.data_wait += time.monotonic() - started
+    self.pace.waited += time.monotonic() - started
     return batch
 
   def _to_devices(self, local: Batch) -> Batch:
@@ -180,8 +201,8 @@ class _Run:
   def _is_logged(self, step: int) -> bool:
     return step % self.config.log_every == 0 or step == self.stage.steps
 
-  def _finish(self, pending: _Pending) -> None:
-    """Waits for a step; logs it if it is one to log."""
+  def _finish(self, pending: _Pending, in_flight: Iterable[_Pending]) -> None:
+    """Waits for a step; logs it if it is one to log. `in_flight` are those after it, which may be done as well."""
     stage, step = self.stage, pending.step
     if not self._is_logged(step):
       jax.block_until_ready(pending.metrics)
@@ -190,20 +211,18 @@ class _Run:
     fetched = jax.device_get(pending.metrics)
     checksum = int(fetched.pop("data_checksum"))
     metrics = {name: float(value) for name, value in fetched.items()} | pending.of_batch
-    start, since = self.window_start
-    now = time.monotonic()
-    seconds = max((now - since) / max(step - start, 1), 1e-9)
+    self.pace.look(step + sum(later.is_done() for later in in_flight))
+    seconds = self.pace.seconds
     speed = stage.program.tokens_per_step / seconds
     mfu = stage.program.flops_per_step / seconds / self.peak_flops if self.peak_flops else float("nan")
     metrics |= {
       "tokens_seen": self.tokens_before + step * stage.program.tokens_per_step,
       "tokens_per_second": speed,
       "step_seconds": seconds,
-      "data_wait_seconds": self.data_wait / max(step - start, 1),
+      "data_wait_seconds": self.pace.data_wait,
       "mfu": mfu,
       "data_checksum": checksum,
     }
-    self.window_start, self.data_wait = (step, now), 0.0
     self.writer.write(step, metrics)
     self.progress.update(step, loss=metrics["loss"], tokens_per_second=speed, mfu=mfu)
     if metrics["skipped_steps"] > stage.max_skipped_steps:

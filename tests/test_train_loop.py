@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -99,6 +100,26 @@ def test_nothing_is_compiled_between_steps(material, tmp_path, compilations):
     pipeline.run("s1")
     counts.append(len(compilations) - before)
   assert 0 < counts[1] == counts[2]
+
+
+def test_a_step_s_seconds_are_those_until_the_next(material, tmp_path):
+  """Also where batches wait for the parameters, as rollouts do, and several steps are done before the first is logged."""
+  pause = 0.1
+  pipeline = Pipeline(material, tmp_path / "run", stages__s1__evaluate_every=3, checkpoint__every=100)
+  stage = pipeline.stage("s1")
+  source = stage.batches.next_batch
+
+  def next_batch(state):
+    jax.block_until_ready(state)
+    time.sleep(pause)
+    return source(state)
+
+  stage.batches.next_batch = next_batch
+  run_stage(stage, pipeline.config, pipeline.workdir, pipeline.mesh, None, 0, PreemptionNotice())
+  lines = [line for line in read_metrics(pipeline.workdir.metrics("s1")) if "step_seconds" in line]
+  assert [line["step"] for line in lines] == list(range(1, STEPS["s1"] + 1))
+  for line in lines:
+    assert line["step_seconds"] >= line["data_wait_seconds"] >= pause
 
 
 def test_learning_rate_follows_the_schedule_of_each_stage(trained):
