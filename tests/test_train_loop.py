@@ -103,7 +103,7 @@ def test_nothing_is_compiled_between_steps(material, tmp_path, compilations):
 
 
 def test_a_step_s_seconds_are_those_until_the_next(material, tmp_path):
-  """Also where batches wait for the parameters, as rollouts do, and several steps are done before the first is logged."""
+  """Also where batches wait for the parameters, as rollouts do: then several steps are done before one is logged."""
   pause = 0.1
   pipeline = Pipeline(material, tmp_path / "run", stages__s1__evaluate_every=3, checkpoint__every=100)
   stage = pipeline.stage("s1")
