@@ -60,6 +60,7 @@ def write_report(workdir: Workdir) -> Path:
       for number, record in enumerate(evaluations)
     ],
     plots=_plots(run),
+    rollouts=_rollout_plots(run),
     samples=_samples(run),
     config=_config_sections(run),
     environment=[(visible(key), shorten(value)) for key, value in flatten(run.environment)] if run.environment else [],
@@ -195,6 +196,16 @@ def _plots(run: RunRecord) -> list[dict[str, Any]]:
   from qwen3_jax.reporting.curves import plots  # matplotlib is slow to import
 
   return plots(run)
+
+
+def _rollout_plots(run: RunRecord) -> list[tuple[str, list[dict[str, Any]]]]:
+  """(stage, plots)"""
+  stages = [stage for stage in run.stages if stage.has_rollouts]
+  if not stages:
+    return []
+  from qwen3_jax.reporting.rollout_curves import rollout_plots  # likewise
+
+  return [(visible(stage.name), rollout_plots(stage, f"rollouts-{i}")) for i, stage in enumerate(stages)]
 
 
 def _budget_plots(record: EvaluationRecord, prefix: str) -> list[dict[str, Any]]:

@@ -21,11 +21,11 @@ def plots(run: RunRecord) -> list[Plot]:
   candidates = [
     _loss(run),
     _validation(run),
-    _metric(run, "learning_rate", "Learning rate", format_y=_short),
-    _metric(run, "gradient_norm", "Gradient norm", "before clipping", log=True, format_y=_short),
+    _metric(run, "learning_rate", "Learning rate", format_y=short),
+    _metric(run, "gradient_norm", "Gradient norm", "before clipping", log=True, format_y=short),
     _metric(run, "tokens_per_second", "Throughput", "tokens per second", format_y=compact),
-    _metric(run, "mfu", "Model FLOP utilisation", "of the devices' peak", format_y=_percent),
-    _metric(run, "update_norm", "Update norm", log=True, format_y=_short),
+    _metric(run, "mfu", "Model FLOP utilisation", "of the devices' peak", format_y=percent),
+    _metric(run, "update_norm", "Update norm", log=True, format_y=short),
     _metric(run, "expert_load_entropy", "Expert load entropy", "over ln(experts); 1 is perfectly even"),
     _metric(run, "expert_max_violation", "Expert max violation", "busiest expert's load over the mean, minus 1"),
     _metric(run, "balance_loss", "Balance loss", "1 when balanced"),
@@ -39,13 +39,13 @@ def _spans(run: RunRecord) -> list[tuple[str, float, float]]:
 
 
 def _loss(run: RunRecord) -> Plot | None:
-  """Training loss of all stages, with the mean validation loss."""
+  """Training loss of all stages but those whose loss is a policy's, with the mean validation loss."""
   curves, tops = [], []
   for stage in run.stages:
     x, y = stage.curve("loss")
-    if not y.size:
+    if not y.size or stage.has_rollouts:
       continue
-    curves += _smoothed(x, y)
+    curves += smoothed(x, y)
     tops.append(max(y[0], np.percentile(y, 99.5)))
   if not curves:
     return None
@@ -98,7 +98,7 @@ def _metric(
   curves: list[Curve] = []
   for stage in run.stages:
     x, y = _positive(stage, metric) if log else stage.curve(metric)
-    curves += _smoothed(x, y) if metric != "learning_rate" else [Curve(x, y, 0)]
+    curves += smoothed(x, y) if metric != "learning_rate" else [Curve(x, y, 0)]
   if not any(curve.y.size for curve in curves):
     return None
   svg = draw(metric, curves, _spans(run), log=log, format_y=format_y)
@@ -110,15 +110,16 @@ def _positive(stage: StageRecord, metric: str) -> tuple[np.ndarray, np.ndarray]:
   return x[y > 0], y[y > 0]
 
 
-def _smoothed(x: np.ndarray, y: np.ndarray) -> list[Curve]:
+def smoothed(x: np.ndarray, y: np.ndarray, color: int = 0) -> list[Curve]:
+  """Few values as they are; many as a smooth line, in front of all of them."""
   if y.size < _SMOOTHED_FROM:
-    return [Curve(x, y, 0)]
-  return [Curve(x, y, 0, "faint"), Curve(*smooth(x, y), 0)]
+    return [Curve(x, y, color)]
+  return [Curve(x, y, color, "faint"), Curve(*smooth(x, y), color)]
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
   return f"{100 * value:g}%"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
   return f"{value:.3g}".replace("e-0", "e-")

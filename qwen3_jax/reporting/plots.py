@@ -85,6 +85,8 @@ def draw(
   log: bool = False,
   format_y: Callable[[float], str] = lambda value: f"{value:g}",
   y_top: float | None = None,
+  x_label: str = "tokens",
+  band: Band | None = None,
 ) -> str:
   """One plot as an <svg> element.
 
@@ -96,10 +98,14 @@ def draw(
     log: logarithmic values.
     format_y: how to print a value.
     y_top: where the axis of values ends, when curves may go beyond.
+    x_label: what the axis below counts.
+    band: shaded behind the curves; its line is not drawn.
   """
   with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
+    if band is not None:
+      _shade(axes, band)
     for curve in curves:
       x, y = downsample(curve.x, curve.y)
       axes.plot(x, y, color=_SERIES[curve.color % PALETTE_SIZE], **_line_style(curve.style, x.size))
@@ -115,8 +121,8 @@ def draw(
       axes.set_ylim(top=y_top)
     axes.xaxis.set_major_locator(MaxNLocator(5 if size[0] < 7 else 8, steps=_ROUND))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    axes.set_xlabel("tokens")
-    end = max((last for _, _, last in spans), default=1.0)
+    axes.set_xlabel(x_label)
+    end = max([last for _, _, last in spans] or [float(curve.x[-1]) for curve in curves if curve.x.size] or [1.0])
     axes.set_xlim(-0.01 * end, 1.01 * end)
     _mark_stages(axes, spans, end)
     return _to_svg(figure)
@@ -142,7 +148,7 @@ def draw_band(
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     paint = _SERIES[band.color % PALETTE_SIZE]
-    axes.fill_between(band.x, band.low, band.high, color=paint, alpha=0.16, linewidth=0)
+    _shade(axes, band)
     axes.plot(band.x, band.y, color=paint, **_line_style("dots", band.x.size))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_y(value)))
@@ -185,6 +191,11 @@ def _line_style(style: str, points: int) -> dict[str, Any]:
     "dashed": {"linestyle": (0, (4, 3)), "linewidth": 1.3},
   }
   return styles[style]
+
+
+def _shade(axes, band: Band) -> None:
+  paint = _SERIES[band.color % PALETTE_SIZE]
+  axes.fill_between(band.x, band.low, band.high, color=paint, alpha=0.16, linewidth=0)
 
 
 def _mark_stages(axes, spans: Sequence[tuple[str, float, float]], end: float) -> None:

@@ -79,6 +79,16 @@ class StageRecord:
       previous = step
     return total or None
 
+  @functools.cached_property
+  def names(self) -> frozenset[str]:
+    """Of all metrics."""
+    return frozenset(name for line in self.lines for name in line)
+
+  @property
+  def has_rollouts(self) -> bool:
+    """Whether it learns from what it writes."""
+    return "rollout/number" in self.names
+
   def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric, where it is finite."""
     pairs = [(line["step"], line[metric]) for line in self.lines if _is_number(line.get(metric))]
