@@ -23,9 +23,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qwen3_jax import nearest
 from qwen3_jax.chat import load
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.evaluation.budget_curve import BudgetCurve
@@ -178,7 +178,7 @@ def make_tasks(names: str, arguments: argparse.Namespace) -> dict[str, Task]:
   for name in task_names(names):
     kind, colon, location = name.partition(":")
     if kind not in KINDS:
-      raise ValueError(f"--tasks: {kind!r} is no kind of task{_nearest(kind, KINDS)}; known: {', '.join(KINDS)}")
+      raise ValueError(f"--tasks: {kind!r} is no kind of task{nearest.clause(kind, KINDS)}; known: {', '.join(KINDS)}")
     if not colon or not location:
       raise ValueError(f"--tasks: {name!r}, expected {kind}:{_FORMS.get(kind, 'FILE')}")
     tasks[name] = KINDS[kind](location, arguments)
@@ -203,11 +203,6 @@ def _file(location: str) -> Path:
   if not path.is_file():
     raise ValueError(f"{location}: no such file")
   return path
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-  near = difflib.get_close_matches(name, list(names), n=1)
-  return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def print_tables(results: dict[str, Evaluation], console: Console) -> None:

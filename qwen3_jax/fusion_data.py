@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from qwen3_jax import nearest
 from qwen3_jax.curation.ask import CurationError
 from qwen3_jax.curation.fusion_samples import CATEGORIES, Sample, read_samples
 from qwen3_jax.curation.fusion_settings import FusionSettings
@@ -39,7 +40,6 @@ from qwen3_jax.curation.translation import read_pairs, translation_tasks
 from qwen3_jax.data.sources import SourceError
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
-from qwen3_jax.rewards.options import nearest
 
 if TYPE_CHECKING:
   from qwen3_jax.language_models.language_model import LanguageModel
@@ -88,7 +88,7 @@ def settings_of(changes: Sequence[str]) -> FusionSettings:
   for change in changes:
     name, equals, value = change.partition("=")
     if name not in names or not equals:
-      raise ValueError(f"--set={change}: expected NAME=VALUE.{nearest(name, names)}")
+      raise ValueError(f"--set={change}: expected NAME=VALUE.{nearest.or_all(name, names)}")
     try:
       given[name] = ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -101,7 +101,7 @@ def read_non_thinking(spec: str, seed: int) -> list[Sample]:
   category, _, file = spec.partition(":")
   kinds = (*CATEGORIES, TRANSLATION)
   if category not in kinds or not file:
-    raise ValueError(f"--non_thinking={spec}: expected CATEGORY:FILE.{nearest(category, kinds)}")
+    raise ValueError(f"--non_thinking={spec}: expected CATEGORY:FILE.{nearest.or_all(category, kinds)}")
   path = Path(file)
   if not path.is_file():
     raise ValueError(f"--non_thinking={spec}: no such file")

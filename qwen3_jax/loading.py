@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from qwen3_jax import nearest
 from qwen3_jax.atomic_folder import atomic_folder
 from qwen3_jax.convert import MAX_SHARD_BYTES, open_source, parse_dtype
 from qwen3_jax.data.tokenizer import Tokenizer
@@ -95,8 +95,7 @@ def _override(config: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
   fields = [field.name for field in dataclasses.fields(ModelConfig)]
   for name in overrides:
     if name not in fields:
-      near = difflib.get_close_matches(name, fields, n=1)
-      raise ValueError(f"{name!r} is not a field of ModelConfig" + (f"; did you mean {near[0]!r}?" if near else ""))
+      raise ValueError(f"{name!r} is not a field of ModelConfig" + nearest.clause(name, fields))
   changed = config.replace(**overrides)
   if [(w.path, w.shape) for w in weights(changed)] != [(w.path, w.shape) for w in weights(config)]:
     raise ValueError(f"{overrides} would change the shapes of the stored parameters")

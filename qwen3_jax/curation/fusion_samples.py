@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.curation.ask import ask_all
 from qwen3_jax.curation.query_filters import Judge
 from qwen3_jax.data.chat_template import check_messages
@@ -18,7 +19,6 @@ from qwen3_jax.evaluation.records import field, read_records
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.records import content_id
-from qwen3_jax.rewards.options import nearest
 from qwen3_jax.rewards.registry import verify_all
 from qwen3_jax.rollout.request import derived_seed
 from qwen3_jax.rollout.sampling import NOT_THINKING
@@ -125,14 +125,14 @@ def read_samples(category: str, path: Path) -> list[Sample]:
   Raises ValueError naming the line for what is malformed, OSError if the file cannot be read.
   """
   if category not in CATEGORIES:
-    raise ValueError(f"category={category!r}: no such category.{nearest(category, CATEGORIES)}")
+    raise ValueError(f"category={category!r}: no such category.{nearest.or_all(category, CATEGORIES)}")
   return [sample for _, sample in read_records(path, lambda record: _of_record(record, category))]
 
 
 def _of_record(record: dict[str, Any], category: str) -> Sample:
   for name in record:
     if name not in _FIELDS:
-      raise ValueError(f"{name}: a sample has no such field.{nearest(name, _FIELDS)}")
+      raise ValueError(f"{name}: a sample has no such field.{nearest.or_all(name, _FIELDS)}")
   if "messages" in record:
     if rest := sorted(record.keys() & {"prompt", "answer", "system"}):
       raise ValueError(f"{rest[0]}: expected either this or messages, found both")

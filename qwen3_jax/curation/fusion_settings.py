@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.curation.fusion_samples import CATEGORIES
 from qwen3_jax.data.conversation import thinking_mode
-from qwen3_jax.rewards.options import nearest
 
 TURNS = ("every", "last")
 
@@ -69,7 +69,7 @@ def _problems(settings: FusionSettings) -> Iterator[str]:
   elif shares:
     for name, share in shares.items():
       if name not in CATEGORIES:
-        yield f"category_shares.{name}: no such category.{nearest(str(name), CATEGORIES)}"
+        yield f"category_shares.{name}: no such category.{nearest.or_all(str(name), CATEGORIES)}"
       elif not _is_share(share):
         yield f"category_shares.{name}={share!r}, expected a number from 0 to 1"
     if all(map(_is_share, shares.values())) and not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-6):

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.curation.jsonl import write_lines
 from qwen3_jax.curation.responses import Answered
 from qwen3_jax.evaluation.records import field, read_records
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rewards.options import nearest
 from qwen3_jax.workdir import read_json_lines
 
 _FIELDS = ("id", "domain", "prompt", "reference", "response", "thinking", "drop", "responses")
@@ -59,7 +59,7 @@ def read_review(path: Path) -> dict[str, Decision]:
 def _parse(record: dict[str, Any]) -> tuple[str, Decision]:
   for name in record:
     if name not in _FIELDS:
-      raise ValueError(f"unknown field {name!r}.{nearest(name, _FIELDS)}")
+      raise ValueError(f"unknown field {name!r}.{nearest.or_all(name, _FIELDS)}")
   text = lambda name: field(record, name, str) if record.get(name) is not None else ""
   drop = field(record, "drop", bool) if "drop" in record else False
   return field(record, "id", str), Decision(text("reference"), text("response"), text("thinking"), drop)

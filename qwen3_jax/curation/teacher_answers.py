@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import itertools
 import json
 import math
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.curation.answer_filters import Answered, Filters, answer_text
 from qwen3_jax.curation.answer_store import AnswerStore
 from qwen3_jax.curation.plans import by_id, digest
@@ -28,7 +28,6 @@ from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.evaluation.records import field, read_records
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rewards.options import nearest
 from qwen3_jax.rewards.registry import verify_all
 from qwen3_jax.rl.modes import in_mode
 from qwen3_jax.rollout.engine import Engine
@@ -62,7 +61,7 @@ class TeacherSettings:
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name}={getattr(self, name)}, expected from 0 to 1")
     if self.keep not in KEEP:
-      raise ValueError(f"keep={self.keep!r}: no such choice.{nearest(self.keep, KEEP)}")
+      raise ValueError(f"keep={self.keep!r}: no such choice.{nearest.or_all(self.keep, KEEP)}")
 
 
 def teacher_answers(
@@ -212,9 +211,7 @@ def _answered(asked: Answered, tokenizer: Tokenizer, result: Result) -> Answered
 def _given(record: dict[str, Any], problems: Mapping[str, Problem]) -> Answered:
   id, messages = field(record, "id", str), check_messages(field(record, "messages", list))
   if id not in problems:
-    near = difflib.get_close_matches(id, problems, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"id: {id!r} is none of the {len(problems)} problems.{hint}")
+    raise ValueError(f"id: {id!r} is none of the {len(problems)} problems.{nearest.sentence(id, problems)}")
   *before, answer = messages
   if not before or answer["role"] != "assistant":
     raise ValueError(f"messages: {len(messages)}, the last of role {answer['role']!r}; expected an assistant's answer")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen3_jax import nearest
 from qwen3_jax.curation.fusion_samples import Sample, Turn
 from qwen3_jax.evaluation.records import field, read_records
 from qwen3_jax.problems.records import content_id
-from qwen3_jax.rewards.options import nearest
 from qwen3_jax.rollout.request import derived_seed
 
 _ENGLISH_NAMES = """
@@ -138,7 +138,7 @@ def _pair(record: dict[str, Any]) -> Pair:
   codes = [name for name in record if name != "id"]
   for code in codes:
     if code not in NAMES:
-      near = nearest(code, NAMES) if len(code) > 1 else ""
+      near = nearest.or_all(code, NAMES) if len(code) > 1 else ""
       raise ValueError(f"{code}: expected the ISO 639 code of a language.{near if 'Did' in near else ''}")
   if len(codes) != 2:
     raise ValueError(f"expected texts in two languages, found {', '.join(codes) or 'none'}")

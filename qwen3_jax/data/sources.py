@@ -19,7 +19,6 @@ FILES are paths, globs (`**` too) or folders, separated by commas. Records may c
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import glob
 import gzip
 import json
@@ -31,6 +30,7 @@ from typing import Any, Protocol
 
 import zstandard
 
+from qwen3_jax import nearest
 from qwen3_jax.data.records import DataError
 
 _SPLIT_BYTES = 64 << 20  # plain files of lines are read in units of this size
@@ -81,8 +81,7 @@ def open_source(spec: str, *, text_field: str = "text") -> Source:
   """
   kind, separator, location = spec.partition(":")
   if not separator or kind not in KINDS:
-    near = difflib.get_close_matches(kind, KINDS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = nearest.sentence(kind, KINDS)
     raise SourceError(f"source={spec!r}: expected kind:location with kind one of {', '.join(KINDS)}.{hint}")
   source = KINDS[kind](location, text_field)
   if not source.units:
@@ -111,8 +110,7 @@ def _record_document(record: Mapping[str, Any], text_field: str, id: str) -> Doc
   if not isinstance(record, Mapping):
     raise SourceError(f"{id}: expected an object with a {text_field!r} field, found {type(record).__name__}")
   if text_field not in record:
-    near = difflib.get_close_matches(text_field, record, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = nearest.sentence(text_field, record)
     raise SourceError(f"{id}: no field {text_field!r}; it has {', '.join(map(str, record))}.{hint}")
   text, replaced = record[text_field], 0
   if isinstance(text, bytes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.data import chat_template
 from qwen3_jax.data.stream_decoder import StreamDecoder
 from qwen3_jax.data.tokenizer_backends import BACKENDS, Backend
@@ -172,8 +172,7 @@ class Tokenizer:
       return self._added[token].id
     id = self._ids_by_bytes.get(token.encode("utf-8", errors="replace"))
     if id is None:
-      near = difflib.get_close_matches(token, self._added, n=1)
-      raise ValueError(f"no token {token!r} in the vocabulary" + (f"; did you mean {near[0]!r}?" if near else ""))
+      raise ValueError(f"no token {token!r} in the vocabulary" + nearest.clause(token, self._added))
     return id
 
   @functools.cached_property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.evaluation.evaluation import Evaluation
 from qwen3_jax.models.transformer import Transformer
@@ -32,8 +32,7 @@ class LmEval:
       raise ValueError(f"{self.include_path}: no such folder")
     manager = _manager(self.include_path)
     if self.task not in manager.all_tasks:
-      near = difflib.get_close_matches(self.task, manager.all_tasks, n=1)
-      raise ValueError(f"lm_eval has no task {self.task!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+      raise ValueError(f"lm_eval has no task {self.task!r}" + nearest.clause(self.task, manager.all_tasks))
     return manager
 
   def run(self, model: Transformer, tokenizer: Tokenizer) -> Evaluation:

@@ -8,8 +8,9 @@ Letters used for shapes everywhere in this project:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
+
+from qwen3_jax import nearest
 
 DTYPES = ("float32", "bfloat16")  # of parameters and computation
 REMAT_POLICIES = ("none", "dots", "attention", "full")
@@ -251,7 +252,6 @@ MODELS: dict[str, ModelConfig] = {
 def model_config(name: str) -> ModelConfig:
   """One of the eight released sizes, e.g. `model_config("qwen3-0.6b")`."""
   if name not in MODELS:
-    near = difflib.get_close_matches(name.lower(), MODELS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = nearest.sentence(name.lower(), MODELS)
     raise ValueError(f"Unknown model {name!r}.{hint} Known: {', '.join(MODELS)}")
   return MODELS[name]

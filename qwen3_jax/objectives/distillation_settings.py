@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+
+from qwen3_jax import nearest
 
 DIVERGENCES = ("reverse", "forward", "jsd")
 
@@ -19,8 +20,7 @@ class Distillation:
   def __post_init__(self):
     problems = []
     if self.divergence not in DIVERGENCES:
-      near = difflib.get_close_matches(self.divergence, DIVERGENCES, n=1)
-      hint = f", did you mean {near[0]!r}?" if near else ""
+      hint = nearest.clause(self.divergence, DIVERGENCES)
       problems.append(f"divergence={self.divergence!r}, expected one of {', '.join(DIVERGENCES)}{hint}")
     if not 0 < self.mix < 1:
       problems.append(f"mix={self.mix}, expected within (0, 1)")

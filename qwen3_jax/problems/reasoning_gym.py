@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rewards.options import nearest
 from qwen3_jax.rewards.task import datasets
 
 # Families whose scorer cannot be trusted, and no other verifier takes its place. Audited by tests/problems.
@@ -47,7 +47,7 @@ def reasoning_gym_problems(
     if family in EXCLUDED:
       raise ValueError(f"family {family!r} cannot be verified: {EXCLUDED[family]}")
     if family not in datasets():
-      raise ValueError(f"family {family!r}: reasoning_gym has none of that name.{nearest(family, datasets())}")
+      raise ValueError(f"family {family!r}: reasoning_gym has none of that name.{nearest.or_all(family, datasets())}")
   if count < 0:
     raise ValueError(f"count={count}, expected 0 or more")
   request = {

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.data.sources import HuggingFaceDatasets, SourceError, TensorflowDatasets, find_files
 from qwen3_jax.evaluation.records import field, read_records
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rewards.options import nearest
 from qwen3_jax.rewards.registry import check_problem
 from qwen3_jax.workdir import replace_file
 
@@ -74,7 +74,9 @@ def problems_of(
   """
   for name in fields:
     if name not in _FIELDS or name == "verifier":
-      raise ValueError(f"fields.{name}: a problem has no such field.{nearest(name, set(_FIELDS) - {'verifier'})}")
+      raise ValueError(
+        f"fields.{name}: a problem has no such field.{nearest.or_all(name, set(_FIELDS) - {'verifier'})}"
+      )
   if "prompt" not in fields:
     raise ValueError("fields.prompt: missing; it names the field of a record that holds the question")
   found: dict[str, Problem] = {}
@@ -125,7 +127,7 @@ def _records(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """(place for messages, record)."""
   kind, separator, location = source.partition(":")
   if not separator or kind not in _SOURCES:
-    raise SourceError(f"source={source!r}: expected kind:location.{nearest(kind, _SOURCES)}")
+    raise SourceError(f"source={source!r}: expected kind:location.{nearest.or_all(kind, _SOURCES)}")
   if kind == "jsonl":
     for path in find_files(location, (".jsonl",)):
       for line, row in read_records(path, dict):
@@ -138,7 +140,7 @@ def _records(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _text(record: Mapping[str, Any], name: str) -> str:
   if name not in record:
-    raise ValueError(f"no field {name!r}.{nearest(name, map(str, record))}")
+    raise ValueError(f"no field {name!r}.{nearest.or_all(name, map(str, record))}")
   value = record[name]
   if hasattr(value, "item") and getattr(value, "shape", None) == ():  # of NumPy
     value = value.item()
@@ -152,7 +154,7 @@ def _text(record: Mapping[str, Any], name: str) -> str:
 def _of_record(record: dict[str, Any]) -> Problem:
   for name in record:
     if name not in _FIELDS:
-      raise ValueError(f"{name}: a problem has no such field.{nearest(name, _FIELDS)}")
+      raise ValueError(f"{name}: a problem has no such field.{nearest.or_all(name, _FIELDS)}")
   texts = {name: field(record, name, str) for name in _FIELDS if name not in ("verifier", "reference")}
   reference = field(record, "reference", str) if "reference" in record else ""
   problem = Problem(**texts, reference=reference, verifier=field(record, "verifier", dict))

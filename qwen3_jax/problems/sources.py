@@ -11,11 +11,11 @@ CONFIG is a JSON object: of a family, the library's options.
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.data.sources import SourceError
 from qwen3_jax.problems.problem import Problem
 
@@ -26,9 +26,7 @@ def check_spec(spec: str) -> str | None:
   """Why `spec` names no problems, or None; opens nothing."""
   kind, colon, rest = spec.partition(":")
   if kind not in KINDS or not colon or not rest:
-    near = difflib.get_close_matches(kind, KINDS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{spec!r}: expected kind:..., kind one of {', '.join(KINDS)}.{hint}"
+    return f"{spec!r}: expected kind:..., kind one of {', '.join(KINDS)}.{nearest.sentence(kind, KINDS)}"
   try:
     if kind == "reasoning-gym":
       _gym(rest)

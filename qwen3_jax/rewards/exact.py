@@ -7,10 +7,11 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.evaluation.answers import same_answer
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.final_answer import check_mode, final_answer
-from qwen3_jax.rewards.options import check_names, expected_answer, nearest, option, shorten
+from qwen3_jax.rewards.options import check_names, expected_answer, option, shorten
 from qwen3_jax.rewards.verdict import Verdict
 
 IGNORABLE = ("case", "space", "punctuation")
@@ -43,7 +44,7 @@ def check(problem: Problem) -> None:
         raise ValueError(f"verifier.answer={answer!r}: expected text or a list of texts")
   for name in option(spec, "ignore", [], (list, tuple)):
     if name not in IGNORABLE:
-      raise ValueError(f"verifier.ignore={name!r}: cannot be ignored.{nearest(str(name), IGNORABLE)}")
+      raise ValueError(f"verifier.ignore={name!r}: cannot be ignored.{nearest.or_all(str(name), IGNORABLE)}")
 
 
 def verify_here(problem: Problem, response: str) -> Verdict | None:

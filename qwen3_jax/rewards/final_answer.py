@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.evaluation.answers import extract_answer
-from qwen3_jax.rewards.options import nearest
 
 MODES = ("final", "block", "whole")
 MAX_RESPONSE = 200_000  # characters; what is longer is not read
@@ -28,7 +28,7 @@ def check_mode(spec: Mapping[str, Any]) -> None:
   """Raises ValueError for a value of the option `extract` that is no mode."""
   mode = spec.get("extract", "final")
   if mode not in MODES:
-    raise ValueError(f"verifier.extract={mode!r}: no such mode.{nearest(str(mode), MODES)}")
+    raise ValueError(f"verifier.extract={mode!r}: no such mode.{nearest.or_all(str(mode), MODES)}")
 
 
 def final_answer(response: str, mode: str = "final", reference: str = "") -> str:

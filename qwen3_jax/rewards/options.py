@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.problems.problem import Problem
 
 
@@ -14,14 +14,7 @@ def check_names(spec: Mapping[str, Any], names: Iterable[str]) -> None:
   known = {"kind", "seconds", *names}
   for name in spec:
     if name not in known:
-      raise ValueError(f"verifier.{name}: no such option of kind {spec['kind']!r}.{nearest(name, known)}")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-  """ " Did you mean 'x'?", or the names where none is near."""
-  names = sorted(names)
-  near = difflib.get_close_matches(name, names, n=1)
-  return f" Did you mean {near[0]!r}?" if near else f" Expected one of {', '.join(names)}."
+      raise ValueError(f"verifier.{name}: no such option of kind {spec['kind']!r}.{nearest.or_all(name, known)}")
 
 
 def option(spec: Mapping[str, Any], name: str, default: Any, types: type | tuple[type, ...]) -> Any:

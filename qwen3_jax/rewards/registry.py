@@ -10,9 +10,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.final_answer import NoAnswer
-from qwen3_jax.rewards.options import nearest, option
+from qwen3_jax.rewards.options import option
 from qwen3_jax.rewards.pool import Pool
 from qwen3_jax.rewards.verdict import Verdict
 
@@ -37,7 +38,7 @@ def check_problem(problem: Problem) -> None:
   kind = problem.verifier.get("kind", "")
   try:
     if kind not in KINDS:
-      raise ValueError(f"verifier.kind={kind!r}: no such kind.{nearest(str(kind), KINDS)}")
+      raise ValueError(f"verifier.kind={kind!r}: no such kind.{nearest.or_all(str(kind), KINDS)}")
     if not option(problem.verifier, "seconds", _SECONDS, (int, float)) > 0:
       raise ValueError(f"verifier.seconds={problem.verifier['seconds']!r}: expected more than 0")
     _module(kind).check(problem)
@@ -107,7 +108,7 @@ def judge(payload: dict[str, Any]) -> dict[str, Any]:
 def _here(problem: Problem, response: str) -> Verdict | None:
   kind = problem.verifier.get("kind", "")
   if kind not in KINDS:
-    return Verdict(0.0, f"no verifier of kind {kind!r}.{nearest(str(kind), KINDS)}")
+    return Verdict(0.0, f"no verifier of kind {kind!r}.{nearest.or_all(str(kind), KINDS)}")
   return _guarded(_module(kind).verify_here, problem, response)
 
 

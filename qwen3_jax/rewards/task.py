@@ -9,11 +9,12 @@ import math
 import re
 from typing import Any
 
+from qwen3_jax import nearest
 from qwen3_jax.evaluation.answers import same_answer
 from qwen3_jax.problems.lossless_json import unpack
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.final_answer import final_answer
-from qwen3_jax.rewards.options import check_names, nearest, option, shorten
+from qwen3_jax.rewards.options import check_names, option, shorten
 from qwen3_jax.rewards.safe_expression import safe_expression
 from qwen3_jax.rewards.verdict import Verdict
 
@@ -40,7 +41,7 @@ def check(problem: Problem) -> None:
   families = datasets()
   family = option(spec, "family", "", str)
   if family not in families:
-    raise ValueError(f"verifier.family={family!r}: reasoning_gym has no such family.{nearest(family, families)}")
+    raise ValueError(f"verifier.family={family!r}: reasoning_gym has no such family.{nearest.or_all(family, families)}")
   if not option(spec, "entry", None, dict).keys() >= {"answer", "metadata"}:
     raise ValueError("verifier.entry: expected the fields answer and metadata")
   option(spec, "partial", False, bool)

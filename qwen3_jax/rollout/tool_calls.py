@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qwen3_jax.rollout.tools_file import Tool, ToolResult, nearest
+from qwen3_jax import nearest
+from qwen3_jax.rollout.tools_file import Tool, ToolResult
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _SPACE = re.compile(r"\s*")
@@ -29,7 +30,9 @@ class ToolCall:
     for tool in tools:
       if tool.name == self.name:
         return tool.call(self.arguments, seconds)
-    return ToolResult(f"Error: no tool is named {self.name!r}{nearest(self.name, [t.name for t in tools])}", True)
+    return ToolResult(
+      f"Error: no tool is named {self.name!r}{nearest.clause(self.name, [t.name for t in tools])}", True
+    )
 
   def run(self, tools: Sequence[Tool], seconds: float) -> str:
     """The text of `result`."""
@@ -129,7 +132,7 @@ def _check_call(value: Any, functions: Mapping[str, Any]) -> ToolCall | ToolCall
     return _error(f"the tool call is {_show(value)}, {_EXPECTED}")
   for key in value:
     if key not in ("name", "arguments"):
-      hint = nearest(key, ("name", "arguments"))
+      hint = nearest.clause(key, ("name", "arguments"))
       return _error(f"the tool call has the unknown key {_show(key)}, {_EXPECTED}{hint}")
   if "name" not in value:
     return _error(f"the tool call has no name, {_EXPECTED}")
@@ -138,7 +141,7 @@ def _check_call(value: Any, functions: Mapping[str, Any]) -> ToolCall | ToolCall
     return _error(f"the tool call's name is {_show(name)}, expected a string")
   if name not in functions:
     known = ", ".join(functions) or "none"
-    return _error(f"no tool is named {_show(name)}, expected one of: {known}{nearest(name, functions)}")
+    return _error(f"no tool is named {_show(name)}, expected one of: {known}{nearest.clause(name, functions)}")
   if isinstance(arguments, str):
     try:
       arguments = _DECODER.decode(arguments)
@@ -183,7 +186,7 @@ def _problems(value: Any, schema: Any, where: str) -> list[str]:
         problems += _problems(item, properties[key], inside(key))
       elif more is False:
         known = ", ".join(properties) or "none"
-        problems.append(f"{inside(key)} is no parameter, expected one of: {known}{nearest(key, properties)}")
+        problems.append(f"{inside(key)} is no parameter, expected one of: {known}{nearest.clause(key, properties)}")
       else:
         problems += _problems(item, more, inside(key))
   return problems
@@ -211,7 +214,7 @@ def _same(value: Any, other: Any) -> bool:
 def _unexpected(value: Any, schema: Mapping[str, Any], where: str) -> str:
   text = f"{where or 'arguments'} is {_show(value)}, expected {_expected(schema)}"
   names = [x for x in schema.get("enum", ()) if isinstance(x, str)]
-  return text + (nearest(value, names) if isinstance(value, str) else "")
+  return text + (nearest.clause(value, names) if isinstance(value, str) else "")
 
 
 def _expected(schema: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -19,6 +18,8 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union
+
+from qwen3_jax import nearest
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _SECTION = re.compile(r"(Args|Arguments|Returns?|Yields?|Raises|Examples?|Notes?|Warnings?|See also|Todo):\s*", re.I)
@@ -156,7 +157,8 @@ def _parameters(name: str, function: Callable[..., Any], descriptions: Mapping[s
   for described in descriptions:
     if described not in signature:
       raise ValueError(
-        f"tool {name}: the docstring describes {described!r}, which is no parameter{nearest(described, signature)}"
+        f"tool {name}: the docstring describes {described!r}, which is no parameter"
+        + nearest.clause(described, signature)
       )
   properties: dict[str, Any] = {}
   required = []
@@ -221,9 +223,3 @@ def _read_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     elif name and line.strip():
       descriptions[name] = f"{descriptions[name]} {line.strip()}".strip()
   return "\n".join(sections[""]).strip(), descriptions
-
-
-def nearest(name: str, names: typing.Iterable[str]) -> str:
-  """ "; did you mean ...?" or nothing."""
-  near = difflib.get_close_matches(name, list(names), n=1)
-  return f"; did you mean {near[0]!r}?" if near else ""
