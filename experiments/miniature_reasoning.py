@@ -48,6 +48,7 @@ class Task(NamedTuple):
   traces: int = 6000
   sft_steps: int = 550
   rl_steps: int = 60
+  rl_lr: float = 5e-4
 
 
 TASKS = {
@@ -63,16 +64,23 @@ TASKS = {
     rl_steps=40,
   ),
   "chain_sum": Task(
-    'reasoning-gym:chain_sum:{count}:{seed}:{{"chain_sum": {{"max_digits": 1, "min_terms": 4, "max_terms": 7}}}}',
+    'reasoning-gym:chain_sum:{count}:{seed}:{{"chain_sum": {{"max_digits": 1, "min_terms": 5, "max_terms": 8}}}}',
     vocabulary=340,
     sequence=96,
     answer=48,
+    hasty=0.6,
+    traces=8000,
+    sft_steps=1200,
+    rl_lr=2e-4,
   ),
   "letter_counting": Task(
     'reasoning-gym:letter_counting:{count}:{seed}:{{"letter_counting": {{"min_words": 3, "max_words": 6}}}}',
     vocabulary=512,
     sequence=128,
     answer=64,
+    hasty=0.6,
+    sft_steps=900,
+    rl_lr=2e-4,
   ),
 }
 ROPE_THETA = 1e4  # sequences are short
@@ -125,7 +133,7 @@ def get_config(arg: str = "") -> ConfigDict:
     entropy={"target": 0.02, "gain": 0.5, "maximum": 0.3},
     evaluate_every=20,
     rollout={"slots": 256, "max_new_tokens": task.answer},
-    optimizer={"schedule": "constant", "peak_lr": 5e-4, "final_lr": 0.0, "warmup_steps": 5, "weight_decay": 0.01},
+    optimizer={"schedule": "constant", "peak_lr": task.rl_lr, "final_lr": 0.0, "warmup_steps": 5, "weight_decay": 0.01},
   )
   config.checkpoint.every = 100
   return recipes.finish(config, arguments)
