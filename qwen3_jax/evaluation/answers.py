@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from fractions import Fraction
 
-_BOXED = re.compile(r"\\boxed\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # with what is escaped, so that \{ is none
+_BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # with what is escaped, so that \{ is none
 _SAYS = re.compile(r"\banswer\b[*_]*\s*(?:is\b\s*[:=]?|[:=])[*_\s]*", re.IGNORECASE)
 _SAID = re.compile(r"(?<!\b[A-Z][a-z])[.!]\s|,?\s(?:because|since)\b")  # ends what the answer is; not Dr. and the like
 _NUMBER = re.compile(r"(?:(?<!\d)-)?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
@@ -20,17 +20,32 @@ _GROUPS = re.compile(r"(?<=\d) (?=\d{3}\b)")  # 1 000
 
 def extract_answer(response: str) -> str:
   r"""The last \boxed{...}, else what the last "answer is" or "answer:" says, else the last number, else ""."""
-  for start in reversed([match.end() for match in _BOXED.finditer(response)]):
-    depth = 1
-    for brace in _BRACE.finditer(response, start):
-      depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-      if depth == 0:
-        return response[start : brace.start()].strip()
-  said = [response[match.end() :] for match in _SAYS.finditer(response)]
-  if said and said[-1]:
-    return _SAID.split(said[-1].splitlines()[0])[0].strip("*_ \t").rstrip(".!").rstrip("*_ ")
+  boxed = _last_boxed(response)
+  if boxed is not None:
+    return boxed
+  says = collections.deque(_SAYS.finditer(response), maxlen=1)
+  said = response[says[0].end() :] if says else ""
+  if said:
+    return _SAID.split(said.splitlines()[0])[0].strip("*_ \t").rstrip(".!").rstrip("*_ ")
   numbers = _NUMBER.findall(response)
   return numbers[-1] if numbers else ""
+
+
+def _last_boxed(response: str) -> str | None:
+  """What the last box that is closed holds; in one pass, since a response may open very many."""
+  contents: list[int] = []  # where they start, of the groups that are open; -1 where it is no box
+  start = end = -1
+  for brace in _BRACE.finditer(response):
+    match brace.group():
+      case "{":
+        contents.append(-1)
+      case "}" if contents:
+        opened = contents.pop()
+        if opened > start:
+          start, end = opened, brace.start()
+      case text if text.startswith("\\boxed"):
+        contents.append(brace.end())
+  return response[start:end].strip() if start >= 0 else None
 
 
 def normalise(answer: str) -> str:

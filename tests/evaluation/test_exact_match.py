@@ -65,6 +65,26 @@ def test_answers(response, answer):
 def test_no_answer():
   assert extract_answer("I do not know") == ""
   assert extract_answer(r"\boxed{never closed 5") == "5"
+
+
+def test_boxes():
+  for response, answer in (
+    (r"\boxed{1} or \boxed{2}", "2"),
+    (r"\boxed{\frac{1}{2}} \boxed{3", r"\frac{1}{2}"),
+    (r"\boxed{a \boxed{b} c}", "b"),
+    (r"} { \boxed {\{1\}}", r"\{1\}"),
+    (r"\boxed{\} }", r"\}"),
+    (r"\boxedfor{4} 5", "5"),
+  ):
+    assert extract_answer(response) == answer, response
+
+
+def test_a_response_that_never_ends_anything_is_read_once():
+  """Each of these would take hours if it were read again from every opening."""
+  n = 100_000
+  assert extract_answer("\\boxed{" * n + "5") == "5"
+  assert extract_answer("{" * n + "\\boxed{" * n + "7}" + "}{" * n) == "7"
+  assert extract_answer("the answer is " * n + "8") == "8"
   assert not same_answer("", "") and not same_answer("$", "{}")
 
 
