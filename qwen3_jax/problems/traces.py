@@ -60,14 +60,15 @@ def _cups(problem: Problem) -> str:
 
 
 def _chain_sum(problem: Problem) -> str:
-  """The sum after every term."""
+  """The sum after every term, the term in front of it: a step has all that it needs next to it."""
   match = re.search(r"(-?\d+(?: [-+] \d+)*) =", problem.prompt)
   assert match is not None
   first, *rest = match[1].split()
-  sums = [int(first)]
+  total, found = int(first), [first]
   for sign, term in zip(rest[::2], rest[1::2]):
-    sums.append(sums[-1] + int(f"{sign}{term}"))
-  return " ".join(map(str, sums))
+    total += int(f"{sign}{term}")
+    found.append(f"{sign} {term} = {total}")
+  return " ".join(found)
 
 
 def _letter_counting(problem: Problem) -> str:
