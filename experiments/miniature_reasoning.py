@@ -66,8 +66,8 @@ TASKS = {
   "chain_sum": Task(
     'reasoning-gym:chain_sum:{count}:{seed}:{{"chain_sum": {{"max_digits": 1, "min_terms": 5, "max_terms": 7}}}}',
     vocabulary=340,
-    sequence=96,
-    answer=56,
+    sequence=128,
+    answer=80,
     hasty=0.45,
     traces=20_000,
     sft_steps=1000,
