@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from qwen3_jax.metrics import read_metrics
+from qwen3_jax.workdir import Workdir
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,4 +26,4 @@ def train(experiment: str, workdir: Path, seed: int, log_every: int = 1) -> None
 
 def metrics(workdir: Path, stage: str) -> list[dict[str, Any]]:
   """A stage's lines of metrics."""
-  return [json.loads(line) for line in (workdir / "stages" / stage / "metrics.jsonl").read_text().splitlines()]
+  return read_metrics(Workdir(workdir).metrics(stage))

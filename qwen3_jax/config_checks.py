@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from qwen3_jax import nearest
 from qwen3_jax.config import (
   BALANCE_COUNTS,
   ROLLOUT_KINDS,
@@ -63,8 +63,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
   names = list(known)
   leaf = word.rpartition(".")[2]
   same_leaf = [name for name in names if "." in name and name.rpartition(".")[2] == leaf]
-  near = difflib.get_close_matches(word, same_leaf or names, n=1, cutoff=0.0 if same_leaf else 0.6)
-  return f" Did you mean {near[0]!r}?" if near else ""
+  return nearest.sentence(word, same_leaf, cutoff=0.0) if same_leaf else nearest.sentence(word, names)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

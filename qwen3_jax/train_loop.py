@@ -113,7 +113,6 @@ class _Pace:
   """Seconds that a step takes, and that it waits for data, since the last look."""
 
   def __init__(self, step: int):
-    self.waited = 0.0
     self.seconds = self.data_wait = 0.0
     self.start(step)
 

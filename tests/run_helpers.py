@@ -101,13 +101,15 @@ class Material:
     command = self.command(experiment, workdir, **changes)
     if max_file_bytes:
       command[1:1] = ["-c", _LIMITED, str(max_file_bytes)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
+    return self._process(command)
 
   def start_tiny(self, experiment: str, workdir: Path, changes: dict[str, Any]) -> subprocess.Popen[str]:
     """The process of an experiment's tiny form as it is, but for `changes` of its keys; its output in pipes."""
     config = f"--config={ROOT / 'experiments' / experiment}.py:tiny"
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-    command = [sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides]
+    return self._process([sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides])
+
+  def _process(self, command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
 
   def run(self, experiment: str, workdir: Path, **options: Any) -> Ended:

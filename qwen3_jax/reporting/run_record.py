@@ -34,8 +34,7 @@ class StageRecord:
   @functools.cached_property
   def domains(self) -> list[str]:
     """Domains of the validation text, in the order in which they were evaluated."""
-    names = {name: None for line in self.lines for name in line}
-    matches = (re.fullmatch(r"validation/(.+)/loss|unigram_entropy/(.+)", name, re.DOTALL) for name in names)
+    matches = (re.fullmatch(r"validation/(.+)/loss|unigram_entropy/(.+)", name, re.DOTALL) for name in self.names)
     return list(dict.fromkeys(match[1] or match[2] for match in matches if match))
 
   @functools.cached_property
@@ -80,9 +79,9 @@ class StageRecord:
     return total or None
 
   @functools.cached_property
-  def names(self) -> frozenset[str]:
-    """Of all metrics."""
-    return frozenset(name for line in self.lines for name in line)
+  def names(self) -> list[str]:
+    """Of all metrics, in the order in which they came up."""
+    return list(dict.fromkeys(name for line in self.lines for name in line))
 
   @property
   def has_rollouts(self) -> bool:
