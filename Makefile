@@ -16,6 +16,13 @@ help:  ## list the targets
 	$(BIN)/pip install --quiet --editable '.[test]'
 	@touch $@
 
+demo: .venv/installed  ## the whole recipe on a tiny model: from raw text to a chat model; prints where its report is
+	$(BIN)/python -m qwen3_jax.main --config=experiments/miniature.py --workdir=workdir/miniature
+
+test: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
 demo: .venv/installed  ## pre-train a small dense and a small MoE model on real text; prints where the reports are
 	$(BIN)/python -m qwen3_jax.main --config=experiments/miniature.py --workdir=workdir/miniature-dense
 	$(BIN)/python -m qwen3_jax.main --config=experiments/miniature.py:model=moe --workdir=workdir/miniature-moe \

@@ -21,51 +21,18 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from experiment_runs import command, metrics, train
 
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.tokenizer import Tokenizer
-from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.flops import training_flops_per_token
 from qwen3_jax.problems.cups import cups_problems
+from qwen3_jax.reporting.compute import Point, forward_flops, learning_curve
 
 POINTS, SHARE = 0.02, 1 / 5
 EXPERIMENT = "miniature_distillation"
-
-
-class Point(NamedTuple):
-  """Where a method stands at an evaluation."""
-
-  step: int
-  seconds: float
-  samples: float
-  flops: float
-  pass1: float
-  passk: float
-
-
-def forward_flops(workdir: Path, stage: str, length: int) -> float:
-  """Of one token in the model of a stage."""
-  model = ModelConfig.from_hf(json.loads((workdir / "stages" / stage / "config.json").read_text()))
-  return training_flops_per_token(model, length) / 3
-
-
-def curve(workdir: Path, stage: str, prompt: float, rows: int, student: float, teacher: float) -> list[Point]:
-  """A method's evaluations; `student` and `teacher` are the operations of a forward pass over a token."""
-  points, seconds, samples, flops = [], 0.0, 0.0, 0.0
-  for line in metrics(workdir, stage):
-    if "step_seconds" in line:
-      tokens = rows * (prompt + line["rollout/response_tokens"])
-      seconds += line["step_seconds"]
-      samples += rows
-      flops += tokens * (student + 3 * student + teacher)
-    if "validation/pass@1" in line:
-      k = next(name for name in line if name.startswith("validation/pass@") and name != "validation/pass@1")
-      points.append(Point(line["step"], seconds, samples, flops, line["validation/pass@1"], line[k]))
-  return points
 
 
 def run(seed: int, workdir: Path) -> dict[str, Any]:
@@ -92,19 +59,22 @@ def run(seed: int, workdir: Path) -> dict[str, Any]:
     shutil.copytree(student, folder)
     train(f"{EXPERIMENT}.py:{where},method={method}", folder, seed)
     config = json.loads((folder / "config.json").read_text())["stages"]["on_policy"]
-    of_student = forward_flops(folder, "on_policy", config["sequence_length"])
-    of_teacher = forward_flops(teacher, "reasoning_rl", config["sequence_length"]) if method == "distill" else 0.0
-    curves[method] = curve(folder, "on_policy", prompt, config["batch_size"], of_student, of_teacher)
+    length = config["sequence_length"]
+    of_student = forward_flops(folder / "stages" / "on_policy", length)
+    of_teacher = forward_flops(teacher / "stages" / "reasoning_rl", length) if method == "distill" else 0.0
+    lines = metrics(folder, "on_policy")
+    curves[method] = learning_curve(lines, config["batch_size"], prompt, of_student, of_teacher)
   return {"seed": seed, "curves": curves, "teacher_flops": teacher_cost(teacher, prompt)} | judged(curves)
 
 
 def teacher_cost(workdir: Path, prompt: float) -> float:
   """Operations of all that made the teacher."""
   stages = json.loads((workdir / "config.json").read_text())["stages"]
-  per_token = forward_flops(workdir, "reasoning_rl", stages["reasoning_rl"]["sequence_length"])
+  length = stages["reasoning_rl"]["sequence_length"]
+  per_token = forward_flops(workdir / "stages" / "reasoning_rl", length)
   cold_start = 3 * per_token * stages["cold_start"]["tokens"]
   rows = stages["reasoning_rl"]["batch_size"]
-  return cold_start + curve(workdir, "reasoning_rl", prompt, rows, per_token, 0.0)[-1].flops
+  return cold_start + learning_curve(metrics(workdir, "reasoning_rl"), rows, prompt, per_token)[-1].flops
 
 
 def judged(curves: dict[str, list[Point]]) -> dict[str, Any]:

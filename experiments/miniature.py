@@ -1,15 +1,21 @@
-"""The demo: a small Qwen3, dense or MoE, through S1 -> S2 -> S3 on text that a Python installation holds.
+"""The demo: the whole Qwen3 recipe on a laptop, from raw text to a chat model that thinks when it is asked to.
 
-`model=dense` (the default) or `model=moe`. Nothing is downloaded: the tokenizer is trained on the same text. Everything
-that trades quality against time on a laptop's CPU is a constant below.
+S1 -> S2 -> S3 on text that a Python installation holds; then, on tracking a ball under cups (`problems/cups.py`), cold
+start, reasoning RL and thinking-mode fusion; then a smaller student, which learns from the fused model's answers
+(off-policy) and from its predictions (on-policy), beside one that goes on by RL. `model=dense` (the default) or
+`model=moe`; `quick` is a fifth of it; `post=none` ends after S3. Nothing is downloaded: the tokenizer is trained on the
+same text. What trades quality against time on two cores is a constant below.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments import recipes
-from qwen3_jax.config import base_config, corpus, pretrain_stage
+from experiments.miniature_distillation import off_policy_stage, on_policy_stage
+from experiments.miniature_fusion import BOTH_MODES, add_fusion
+from experiments.miniature_reasoning import HELD_OUT, SMALL, TASKS, add_reasoning, grpo_stage
+from qwen3_jax.config import base_config, corpus, evaluation, pretrain_stage, written_answers
 from qwen3_jax.config_loading import parse_arg
 
 VOCABULARY = 2048
@@ -21,11 +27,32 @@ DENSE = {
   "num_heads": 4,
   "num_kv_heads": 2,
   "head_dim": 32,
+  "initializer_range": 0.07,  # so narrow a model would lie on a plateau for long with 0.02
 }
 MOE = {**DENSE, "intermediate_size": 128, "num_experts": 8, "num_experts_per_token": 2, "tie_word_embeddings": False}
 
+
+class Steps(NamedTuple):
+  """Of the stages."""
+
+  s1: int
+  s2: int
+  s3: int
+  cold_start: int
+  reasoning_rl: int
+  fusion: int
+  student_off_policy: int
+  student_on_policy: int
+  student_rl: int
+  problems: int  # of each mode in fusion, and that the student's teacher answers
+
+
 # A token costs about three times as much in the MoE (all its experts are small matrices): fewer steps.
-STEPS = {"dense": {"s1": 500, "s2": 150, "s3": 120}, "moe": {"s1": 250, "s2": 80, "s3": 60}}
+STEPS = {
+  "dense": Steps(400, 120, 80, 600, 30, 450, 200, 20, 40, 4000),
+  "moe": Steps(250, 80, 60, 400, 30, 150, 120, 15, 40, 2000),
+}
+QUICK = Steps(100, 30, 20, 150, 8, 60, 40, 5, 10, 500)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
 PEAK_LR = 3e-3
 SEQUENCE = 128  # S1 and S2
@@ -38,10 +65,14 @@ MIXTURES = {
   "s3": {"code": 0.55, "documentation": 0.25, "multilingual": 0.20},
 }
 PROMPTS = ("def __init__(self", "The following example shows", "Diese Seite")
+TASK = TASKS["mixed_cups"]
+BUDGETS = ",".join(map(str, range(0, 17, 2)))  # tokens: two for each of up to eight swaps
+# As the report samples (section 4.6), but for its penalty, which is for long answers.
+SAMPLING = ("--presence_penalty=0.0", "--slots=256")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  arguments = parse_arg(arg, **recipes.ARGUMENTS, model=("dense", "moe"))
+  arguments = parse_arg(arg, **recipes.ARGUMENTS, model=("dense", "moe"), quick=False, post=("all", "none"))
   config = base_config()
   config.name = f"miniature-{arguments.model}"
   config.model.update(DENSE if arguments.model == "dense" else MOE)
@@ -50,30 +81,36 @@ def get_config(arg: str = "") -> ConfigDict:
   # One virtual device a core costs the least CPU time a token; each holds a whole copy of so small a model.
   config.cpu_devices = 2
   config.mesh.update(data=-1, fsdp=1)
+  config.checkpoint.every = 100
+  steps = QUICK if arguments.quick else STEPS[arguments.model]
+  _add_pretraining(config, steps)
+  if arguments.post == "all":
+    _add_post_training(config, steps)
+    _add_student(config, steps)
+  return recipes.finish(config, arguments)
+
+
+def _add_pretraining(config: ConfigDict, steps: Steps) -> None:
   # Enough for all stages, so that tokens are read once; documents of 5% are kept, for the small domains' sake.
   for domain, megabytes in (("code", 16), ("documentation", 0), ("multilingual", 0)):
     config.data.corpora[domain] = corpus(f"python:{domain}", limit_megabytes=megabytes, validation_fraction=0.05)
   config.pipeline = ("s1", "s2", "s3")
-
-  steps = STEPS[arguments.model]
   s1 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR, "warmup_steps": 20}
   s2 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR / 10, "decay_fraction": 1.0}
   s3 = {"schedule": "cosine", "peak_lr": PEAK_LR / 4, "final_lr": PEAK_LR / 40, "warmup_steps": 5}
-  config.stages.s1 = _stage("s1", steps, SEQUENCE, 1e4, s1)
-  config.stages.s2 = _stage("s2", steps, SEQUENCE, 1e4, s2)
-  config.stages.s3 = _stage("s3", steps, LONG_SEQUENCE, 1e6, s3)
+  config.stages.s1 = _pretraining("s1", steps.s1, SEQUENCE, 1e4, s1)
+  config.stages.s2 = _pretraining("s2", steps.s2, SEQUENCE, 1e4, s2)
+  config.stages.s3 = _pretraining("s3", steps.s3, LONG_SEQUENCE, 1e6, s3)
   config.stages.s3.length_buckets = LENGTH_BUCKETS
-  config.checkpoint.every = 100
-  return recipes.finish(config, arguments)
 
 
-def _stage(
-  name: str, steps: dict[str, int], sequence_length: int, rope_theta: float, optimizer: dict[str, Any]
+def _pretraining(
+  name: str, steps: int, sequence_length: int, rope_theta: float, optimizer: dict[str, Any]
 ) -> ConfigDict:
   return pretrain_stage(
     sequence_length=sequence_length,
     batch_size=TOKENS_PER_STEP // sequence_length,
-    tokens=steps[name] * TOKENS_PER_STEP,
+    tokens=steps * TOKENS_PER_STEP,
     rope_theta=rope_theta,
     mixture=MIXTURES[name],
     optimizer=optimizer,
@@ -82,3 +119,40 @@ def _stage(
     sample_prompts=PROMPTS,
     sample_tokens=32,
   )
+
+
+def _add_post_training(config: ConfigDict, steps: Steps) -> None:
+  """Post-training of a flagship, but for general RL."""
+  task = TASK._replace(sft_steps=steps.cold_start, rl_steps=steps.reasoning_rl)
+  add_reasoning(config, task, PEAK_LR)
+  add_fusion(config, task, steps.fusion, steps.problems)
+  held_out = task.problems.format(count=256, seed=HELD_OUT)
+  options = (*SAMPLING, "--dtype=float32", f"--max_new_tokens={task.answer}", "--samples=4")
+  modes = f"modes:{held_out}"
+  config.evaluations.reasoning = evaluation("reasoning_rl", (modes,), options)
+  fused = (modes, f"think_follow:{held_out}", f"budget_curve:{held_out}")
+  config.evaluations.fusion = evaluation("fusion", fused, (*options, f"--budgets={BUDGETS}", "--dialogs=200"))
+  config.evaluations.student = evaluation("student_on_policy", (modes,), options)
+
+
+def _add_student(config: ConfigDict, steps: Steps) -> None:
+  """Strong-to-weak distillation of a smaller model, and GRPO from the same start."""
+  config.models.student = base_config().model
+  config.models.student.update(SMALL)
+  config.models.student.update(name=f"{config.name}-student", vocab_size=VOCABULARY, unroll_layers=True)
+  config.data.written.answers = written_answers(
+    "fusion",
+    problems=TASK.problems.format(count=steps.problems, seed=9),
+    max_length=TASK.sequence,
+    max_new_tokens=TASK.answer,
+    slots=256,
+  )
+  config.data.corpora.answers = corpus("written:answers", validation_fraction=0.04)
+  rollout = {"slots": 256, "max_new_tokens": TASK.answer, "modes": BOTH_MODES}
+  config.stages.student_off_policy = off_policy_stage(TASK, steps.student_off_policy, model="student")
+  config.stages.student_on_policy = on_policy_stage(
+    TASK, steps.student_on_policy, "stage:fusion", model="student", rollout=rollout
+  )
+  config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=steps.student_rl))
+  config.stages.student_rl.update(model="student", after="student_off_policy", evaluate_every=10, rollout=rollout)
+  config.pipeline += ("student_off_policy", "student_on_policy", "student_rl")

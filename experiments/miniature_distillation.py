@@ -7,17 +7,19 @@ its answers. The student, a third of the teacher's size, first learns those (off
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments import recipes
-from experiments.miniature_reasoning import ROPE_THETA, SFT_ROWS, SMALL, TASKS
-from qwen3_jax.config import base_config, corpus, distill_stage, rl_stage, sft_stage, teacher
+from experiments.miniature_reasoning import HELD_OUT, ROPE_THETA, SMALL, TASKS, TRAINED, Task, grpo_stage
+from qwen3_jax.config import base_config, corpus, distill_stage, sft_stage, teacher
 from qwen3_jax.config_loading import parse_arg
 
 TASK = TASKS["cups"]
 OFF_POLICY_STEPS = 200
 DISTILL_PROMPTS, DISTILL_STEPS = 128, 20
-RL_PROMPTS, RL_SAMPLES, RL_STEPS = 32, 8, 60
+EVALUATE_EVERY = 5
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -30,43 +32,44 @@ def get_config(arg: str = "") -> ConfigDict:
   config.cpu_devices = 2
   config.mesh.update(data=-1, fsdp=1)
   config.data.corpora.answers = corpus(f"chat:{arguments.answers}/answers.jsonl", validation_fraction=0.04)
-  config.stages.off_policy = sft_stage(
-    sequence_length=2 * TASK.sequence,
+  config.stages.off_policy = off_policy_stage(TASK, OFF_POLICY_STEPS)
+  if arguments.method == "distill":
+    config.stages.on_policy = on_policy_stage(TASK, DISTILL_STEPS, f"{arguments.teacher}/stages/reasoning_rl")
+  else:
+    config.stages.on_policy = grpo_stage(TASK)
+    config.stages.on_policy.evaluate_every = EVALUATE_EVERY
+  config.pipeline = ("off_policy", "on_policy")
+  config.checkpoint.every = 100
+  return recipes.finish(config, arguments)
+
+
+def off_policy_stage(task: Task, steps: int, **changes: Any) -> ConfigDict:
+  """Learns a corpus `answers`."""
+  return sft_stage(
+    sequence_length=2 * task.sequence,
     rope_theta=ROPE_THETA,
-    batch_size=SFT_ROWS,
-    tokens=OFF_POLICY_STEPS * SFT_ROWS * 2 * TASK.sequence,
+    batch_size=task.sft_rows,
+    tokens=steps * task.sft_rows * 2 * task.sequence,
     mixture={"answers": 1.0},
     evaluate_every=100,
     evaluate_batches=1,
     optimizer={"schedule": "cosine", "peak_lr": 3e-3, "final_lr": 3e-4, "warmup_steps": 10, "weight_decay": 0.01},
+    **changes,
   )
-  of_both = {
-    "problems": "cups:4000:2",
-    "validation_problems": "cups:128:3",
-    "evaluate_problems": 128,
-    "sequence_length": TASK.sequence,
-    "rope_theta": ROPE_THETA,
-    "evaluate_every": 5,
-    "rollout": {"slots": 256, "max_new_tokens": TASK.answer},
-  }
-  optimizer = {"schedule": "constant", "final_lr": 0.0, "warmup_steps": 5, "weight_decay": 0.01}
-  if arguments.method == "distill":
-    config.stages.on_policy = distill_stage(
-      **of_both,
-      batch_size=DISTILL_PROMPTS,
-      steps=DISTILL_STEPS,
-      teachers={"large": teacher(f"{arguments.teacher}/stages/reasoning_rl", dtype="float32")},
-      optimizer={**optimizer, "peak_lr": 1e-3},
-    )
-  else:
-    config.stages.on_policy = rl_stage(
-      **of_both,
-      batch_size=RL_PROMPTS * RL_SAMPLES,
-      samples=RL_SAMPLES,
-      steps=RL_STEPS,
-      waves=1,
-      optimizer={**optimizer, "peak_lr": 5e-4},
-    )
-  config.pipeline = ("off_policy", "on_policy")
-  config.checkpoint.every = 100
-  return recipes.finish(config, arguments)
+
+
+def on_policy_stage(task: Task, steps: int, path: str, **changes: Any) -> ConfigDict:
+  """Learns from the teacher at `path`."""
+  return distill_stage(
+    problems=task.problems.format(count=4000, seed=TRAINED),
+    validation_problems=task.problems.format(count=128, seed=HELD_OUT),
+    evaluate_problems=128,
+    sequence_length=task.sequence,
+    rope_theta=ROPE_THETA,
+    evaluate_every=EVALUATE_EVERY,
+    batch_size=DISTILL_PROMPTS,
+    steps=steps,
+    teachers={"large": teacher(path, dtype="float32")},
+    optimizer={"schedule": "constant", "peak_lr": 1e-3, "final_lr": 0.0, "warmup_steps": 5, "weight_decay": 0.01},
+    **{"rollout": {"slots": 256, "max_new_tokens": task.answer}, **changes},
+  )

@@ -9,28 +9,42 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from experiments import miniature_reasoning, recipes
-from qwen3_jax.config import corpus, sft_stage, written
+from qwen3_jax.config import corpus, sft_stage, written_fusion
 from qwen3_jax.config_loading import parse_arg
 
 TASK = miniature_reasoning.TASKS["mixed_cups"]
-SEQUENCE = 256  # of a dialog
-ROWS = 16
-STEPS = 150
+STEPS, PROBLEMS = 550, 4000  # problems of each mode
+ROWS, SEQUENCE = 16, 320  # of dialogs
+BOTH_MODES = {"plain": 0.0, "think": 0.5, "no_think": 0.5}
 
 
 def get_config(arg: str = "") -> ConfigDict:
   arguments = parse_arg(arg, **recipes.ARGUMENTS)
   config = miniature_reasoning.get_config("task=mixed_cups")
   config.name = config.model.name = "miniature-fusion"
-  config.data.written.fusion = written(
+  add_fusion(config, TASK, STEPS, PROBLEMS)
+  return recipes.finish(config, arguments)
+
+
+def add_fusion(config: ConfigDict, task: miniature_reasoning.Task, steps: int, problems: int) -> None:
+  """Fusion after reasoning RL, at the end of the pipeline."""
+  config.data.written.fusion = written_fusion(
     "reasoning_rl",
-    problems=TASK.problems.format(count=1500, seed=4),
-    direct_answers=TASK.problems.format(count=1500, seed=5),
-    max_length=TASK.sequence,
-    max_new_tokens=TASK.answer,
+    problems=task.problems.format(count=problems, seed=4),
+    direct_answers=task.problems.format(count=problems, seed=5),
+    max_length=task.sequence,
+    max_new_tokens=task.answer,
     temperature=1.0,
     slots=256,
-    fusion={"samples": 1, "at_a_time": 256, "most_tokens": SEQUENCE, "system_prompts": ("",)},
+    # Most samples in dialogs, where most of the later turns follow an earlier flag: the hardest to obey.
+    fusion={
+      "samples": 1,
+      "at_a_time": 256,
+      "most_tokens": SEQUENCE,
+      "system_prompts": ("",),
+      "multi_turn_share": 0.8,
+      "later_flag_share": 0.4,
+    },
   )
   config.data.corpora.fusion = corpus("written:fusion", validation_fraction=0.04)
   config.pipeline += ("fusion",)
@@ -38,18 +52,13 @@ def get_config(arg: str = "") -> ConfigDict:
     sequence_length=SEQUENCE,
     rope_theta=miniature_reasoning.ROPE_THETA,
     batch_size=ROWS,
-    tokens=STEPS * ROWS * SEQUENCE,
+    tokens=steps * ROWS * SEQUENCE,
     mixture={"fusion": 1.0},
-    validation_problems=TASK.problems.format(count=128, seed=3),
+    validation_problems=task.problems.format(count=128, seed=miniature_reasoning.HELD_OUT),
     evaluate_problems=128,
     evaluate_samples=4,
-    evaluate_every=50,
+    evaluate_every=100,
     evaluate_batches=1,
-    rollout={
-      "slots": 256,
-      "max_new_tokens": TASK.answer,
-      "modes": {"plain": 0.0, "think": 0.5, "no_think": 0.5},
-    },
+    rollout={"slots": 256, "max_new_tokens": task.answer, "modes": BOTH_MODES},
     optimizer={"schedule": "cosine", "peak_lr": 1e-3, "final_lr": 1e-4, "warmup_steps": 10, "weight_decay": 0.01},
   )
-  return recipes.finish(config, arguments)

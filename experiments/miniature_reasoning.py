@@ -47,6 +47,7 @@ class Task(NamedTuple):
   hasty: float = 0.65  # share of the cold start's traces
   traces: int = 6000
   sft_steps: int = 550
+  sft_rows: int = 32  # a step, of two or more conversations each
   rl_steps: int = 60
   rl_lr: float = 5e-4
 
@@ -54,38 +55,53 @@ class Task(NamedTuple):
 TASKS = {
   "cups": Task("cups:{count}:{seed}", vocabulary=320, sequence=48, answer=20),
   "mixed_cups": Task(
-    "cups:{count}:{seed}:1-8",
-    vocabulary=320,
-    sequence=64,
-    answer=24,
-    hasty=0.3,
-    traces=8000,
-    sft_steps=900,
+    "cups:{count}:{seed}:1-8:numbered",
+    vocabulary=340,
+    sequence=96,
+    answer=32,
+    hasty=0.65,
+    traces=10_000,
+    sft_steps=700,
     rl_steps=40,
+    rl_lr=3e-4,
   ),
   "chain_sum": Task(
-    'reasoning-gym:chain_sum:{count}:{seed}:{{"chain_sum": {{"max_digits": 1, "min_terms": 5, "max_terms": 7}}}}',
-    vocabulary=340,
-    sequence=128,
-    answer=80,
-    hasty=0.45,
-    traces=20_000,
-    sft_steps=1000,
+    'reasoning-gym:chain_sum:{count}:{seed}:{{"chain_sum": {{"max_digits": 1, "min_terms": 9, "max_terms": 9}}}}',
+    vocabulary=400,
+    sequence=104,
+    answer=44,
+    hasty=0.65,
+    traces=16_000,
+    sft_steps=700,
     rl_lr=3e-4,
   ),
   "letter_counting": Task(
-    'reasoning-gym:letter_counting:{count}:{seed}:{{"letter_counting": {{"min_words": 3, "max_words": 6}}}}',
-    vocabulary=512,
+    'reasoning-gym:letter_counting:{count}:{seed}:{{"letter_counting": {{"min_words": 4, "max_words": 5}}}}',
+    vocabulary=700,
     sequence=128,
-    answer=64,
-    traces=20_000,
-    sft_steps=700,
-    rl_lr=2e-4,
+    answer=80,
+    hasty=0.6,
+    traces=30_000,
+    sft_steps=1000,
+    sft_rows=24,
+    rl_lr=3e-4,
+  ),
+  "color_cube_rotation": Task(
+    "reasoning-gym:color_cube_rotation:{count}:{seed}"
+    ':{{"color_cube_rotation": {{"min_rotations": 3, "max_rotations": 3}}}}',
+    vocabulary=560,
+    sequence=144,
+    answer=24,
+    hasty=0.5,
+    traces=12_000,
+    sft_steps=600,
+    sft_rows=16,
+    rl_lr=3e-4,
   ),
 }
 ROPE_THETA = 1e4  # sequences are short
-SFT_ROWS = 32  # of two or more conversations each
 PROMPTS, SAMPLES = 32, 8
+TRACES, TRAINED, HELD_OUT = 1, 2, 3  # seeds of problems
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -98,16 +114,21 @@ def get_config(arg: str = "") -> ConfigDict:
   config.tokenizer.train_vocab_size = task.vocabulary
   config.cpu_devices = 2
   config.mesh.update(data=-1, fsdp=1)
-  problems = lambda count, seed: task.problems.format(count=count, seed=seed)
-  config.data.corpora.traces = corpus(f"traces:{task.hasty}:{problems(task.traces, 1)}", validation_fraction=0.04)
-  config.pipeline = ("cold_start", "reasoning_rl")
+  add_reasoning(config, task, PEAK_LR[arguments.size])
+  config.checkpoint.every = 100
+  return recipes.finish(config, arguments)
 
-  tokens, peak_lr = SFT_ROWS * 2 * task.sequence, PEAK_LR[arguments.size]
+
+def add_reasoning(config: ConfigDict, task: Task, peak_lr: float) -> None:
+  """The two stages, at the end of the pipeline."""
+  traces = f"traces:{task.hasty}:{task.problems.format(count=task.traces, seed=TRACES)}"
+  config.data.corpora.traces = corpus(traces, validation_fraction=0.04)
+  config.pipeline += ("cold_start", "reasoning_rl")
   config.stages.cold_start = sft_stage(
     sequence_length=2 * task.sequence,
     rope_theta=ROPE_THETA,
-    batch_size=SFT_ROWS,
-    tokens=task.sft_steps * tokens,
+    batch_size=task.sft_rows,
+    tokens=task.sft_steps * task.sft_rows * 2 * task.sequence,
     mixture={"traces": 1.0},
     evaluate_every=100,
     evaluate_batches=1,
@@ -119,9 +140,13 @@ def get_config(arg: str = "") -> ConfigDict:
       "weight_decay": 0.01,
     },
   )
-  config.stages.reasoning_rl = rl_stage(
-    problems=problems(2000, 2),
-    validation_problems=problems(128, 3),
+  config.stages.reasoning_rl = grpo_stage(task)
+
+
+def grpo_stage(task: Task) -> ConfigDict:
+  return rl_stage(
+    problems=task.problems.format(count=2000, seed=TRAINED),
+    validation_problems=task.problems.format(count=128, seed=HELD_OUT),
     evaluate_problems=128,
     evaluate_samples=4,
     sequence_length=task.sequence,
@@ -135,5 +160,3 @@ def get_config(arg: str = "") -> ConfigDict:
     rollout={"slots": 256, "max_new_tokens": task.answer},
     optimizer={"schedule": "constant", "peak_lr": task.rl_lr, "final_lr": 0.0, "warmup_steps": 5, "weight_decay": 0.01},
   )
-  config.checkpoint.every = 100
-  return recipes.finish(config, arguments)

@@ -22,24 +22,34 @@ def shrunk(config: ConfigDict) -> ConfigDict:
   """
   config = config.copy_and_resolve_references()
   config.name = f"{config.name}-tiny"
-  _tiny_model(config.model)
+  for model in (config.model, *config.models.values()):
+    _tiny_model(model)
   for axis in config.mesh:
     config.mesh[axis] = 1
   config.mesh.fsdp = -1
   config.cpu_devices = 1
-  vocabulary = min(config.tokenizer.train_vocab_size, TINY_VOCABULARY, config.model.vocab_size)
+  config.start = ""  # of another shape
+  vocabulary = min(config.tokenizer.train_vocab_size, config.model.vocab_size)
   config.tokenizer = {"path": "", "train_vocab_size": vocabulary, "train_megabytes": 1}
   config.data.prepare_workers = 1
   for settings in config.data.corpora.values():
-    if settings.source.startswith(("traces:", "chat:", "written:")):  # no text would do in their place
-      settings.source = "traces:0.5:cups:500:1" if settings.source.startswith("chat:") else settings.source
+    kind, _, location = settings.source.partition(":")
+    if kind in ("traces", "chat", "written"):  # no text would do in their place
+      # Files are not at hand, and so small a model has no right answers.
+      if kind == "chat" or (kind == "written" and config.data.written[location].kind == "answers"):
+        settings.source = "traces:0.5:cups:500:1"
       continue
     limit = settings.limit_megabytes if settings.source.startswith("python:") else 0
     # All corpora become the same text, prepared once.
     settings.update(source="python:", domain="text", limit_megabytes=min(limit or 1, 1), validation_fraction=0.05)
   for settings in config.data.written.values():
-    settings.update(problems="cups:16:4:1-2", direct_answers="cups:200:5:1-2", max_length=128, max_new_tokens=8)
-    settings.fusion.update(thinking_share=0.0, most_tokens=0)  # so small a model has no right answers
+    settings.update(problems="cups:16:4:1-2", max_length=128, max_new_tokens=8)
+    if settings.kind == "fusion":
+      settings.direct_answers = "cups:200:5:1-2"
+      settings.fusion.update(thinking_share=0.0, most_tokens=0)
+  for settings in config.evaluations.values():
+    settings.tasks = tuple(f"{task.partition(':')[0]}:cups:4:3:1-2" for task in settings.tasks)
+    settings.options = ("--dtype=float32", "--max_new_tokens=8", "--dialogs=2", "--budgets=0,4", "--temperature=1")
   config.checkpoint.every = TINY_STEPS // 2
   config.log_every = 5
 

@@ -12,7 +12,6 @@ it leaves no process behind.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import socket
@@ -20,11 +19,10 @@ import subprocess
 import sys
 import threading
 import time
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import IO
 
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+from launch.children import Children, kill
 
 
 def main() -> int:
@@ -43,73 +41,33 @@ def main() -> int:
 def run(command: Sequence[str], processes: int, grace_seconds: float) -> int:
   """Runs `command` as that many processes to their end; returns the exit status."""
   address = f"localhost:{_free_port()}"
-  children: list[subprocess.Popen[bytes]] = []
-  signals: list[int] = []
-  # Before the first child, so that no signal finds it alone.
-  restore = [(number, signal.signal(number, _forward(children, signals))) for number in (signal.SIGTERM, signal.SIGINT)]
+  started: list[subprocess.Popen[bytes]] = []
   try:
-    for index in range(processes):
-      children.append(_start(command, address, processes, index))
-    if signals:  # one came between two starts, and not to all
-      return 128 + signals[0]
-    readers = [_Reader(index, child) for index, child in enumerate(children)]
-    status = _wait(children, grace_seconds)
-    for reader in readers:
-      reader.join(timeout=5.0)  # a grandchild may hold the pipe open
-    return status
+    with Children() as children:
+      for index in range(processes):
+        started.append(_start(children, command, address, processes, index))
+      if children.signals:  # one came between two starts, and not to all
+        return 128 + children.signals[0]
+      readers = [_Reader(index, child) for index, child in enumerate(started)]
+      status = _wait(started, grace_seconds)
+      for reader in readers:
+        reader.join(timeout=5.0)  # a grandchild may hold the pipe open
+      return status
   except OSError as error:
     print(f"error: {command[0]}: {error.strerror}", file=sys.stderr)
     return 127
-  finally:
-    for child in children:
-      _kill(child)
-      child.wait()
-    for number, handler in restore:
-      signal.signal(number, handler)
 
 
-def _start(command: Sequence[str], address: str, processes: int, index: int) -> subprocess.Popen[bytes]:
+def _start(
+  children: Children, command: Sequence[str], address: str, processes: int, index: int
+) -> subprocess.Popen[bytes]:
   environment = os.environ | {
     "JAX_COORDINATOR_ADDRESS": address,
     "JAX_NUM_PROCESSES": str(processes),
     "JAX_PROCESS_ID": str(index),
     "PYTHONUNBUFFERED": "1",
   }
-  return subprocess.Popen(
-    command,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    env=environment,
-    start_new_session=True,  # the terminal's Ctrl-C comes to us alone, who pass it on once
-    preexec_fn=_die_with(os.getpid()),
-  )
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-  """For a child to call: the kernel kills it when its parent dies, however that is."""
-  prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up here: little is safe between fork and exec
-
-  def ask() -> None:
-    if prctl is not None:
-      prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-      if os.getppid() != parent:  # it died before the call
-        os._exit(1)
-
-  return ask
-
-
-def _forward(
-  children: list[subprocess.Popen[bytes]], signals: list[int]
-) -> Callable[[int, types.FrameType | None], None]:
-  def handle(number: int, frame: types.FrameType | None) -> None:
-    for child in children:
-      if signals:
-        _kill(child)
-      elif child.poll() is None:
-        child.send_signal(number)
-    signals.append(number)
-
-  return handle
+  return children.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
 
 
 def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
@@ -133,21 +91,12 @@ def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
       _say(f"killing {len(running)} that still run")
       deadline = float("inf")
       for child in running:
-        _kill(child)
+        kill(child)
     time.sleep(0.1)
 
 
 def _running(children: list[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
   return [child for child in children if child.poll() is None]
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-  """With its own children."""
-  if child.poll() is None:
-    try:
-      os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-      pass
 
 
 def _say(text: str) -> None:

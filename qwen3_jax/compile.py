@@ -27,7 +27,9 @@ from qwen3_jax.config_loading import config_from_flags, define_config_flag, pars
 define_config_flag()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and shape of a slice, e.g. v5p:4x8x8.", required=True)
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices joined by the data-centre network.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "Where the report is also written, as JSON.")
+_JSON = flags.DEFINE_string(
+  "json", None, "Where the report is also written, as JSON. The report of a run shows WORKDIR/compile/*.json."
+)
 _SWEEP = flags.DEFINE_boolean("sweep", False, "Try meshes and remat policies; rank those that fit.")
 _DECODE = flags.DEFINE_boolean("decode", False, "Compile decoding instead of training.")
 _SLOTS = flags.DEFINE_integer("slots", 128, "With --decode: sequences at a time.", lower_bound=1)

@@ -21,6 +21,10 @@ def base_config(model: str = "qwen3-0.6b") -> ConfigDict:
 
   # Any field of ModelConfig (qwen3_jax/models/config.py documents them).
   config.model = ConfigDict(dataclasses.asdict(model_config(model)))
+  # Folder whose parameters the first stage of `model` starts from: Hugging Face's, one of ours, or a stage of another
+  # run; "" initialises them. Its model and its tokenizer must be those of this config.
+  config.start = ""
+  config.models = ConfigDict()  # name -> further models of the run, e.g. a student: likewise all of the fields
 
   config.tokenizer = ConfigDict()
   config.tokenizer.path = ""  # folder or file: tokenizer.json, qwen.tiktoken or a SentencePiece .model; "" trains one
@@ -38,18 +42,22 @@ def base_config(model: str = "qwen3-0.6b") -> ConfigDict:
   config.data = ConfigDict()
   config.data.cache = ""  # where raw corpora are tokenised to; "" is <workdir>/data
   config.data.corpora = ConfigDict()  # corpus name -> corpus(...): everything a stage's mixture may name
-  config.data.written = ConfigDict()  # name -> written(...): conversations that the run's own models write
+  config.data.written = ConfigDict()  # name -> written_fusion(...) or written_answers(...): by the run's own models
   config.data.prepare_workers = 0  # processes that tokenise; 0 is one per core
 
   config.pipeline = ()  # names of the stages, in order
   config.stage = ""  # run only this stage of the pipeline, from where the one before it ended; "" runs all
   config.stages = ConfigDict()  # stage name -> pretrain_stage(...)
 
+  config.evaluations = ConfigDict()  # name -> evaluation(...): what is measured when a stage has ended
+
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 1000  # steps between checkpoints
   config.checkpoint.keep = 2  # newest checkpoints kept in each stage
   config.log_every = 10  # steps between lines of metrics
-  config.stall_seconds = 120  # warn when no step has finished for so long
+  config.stall_seconds = 120  # warn when no step has finished for so long, and write the stacks of all threads
+  config.abort_after_seconds = 0  # end with exit status 75 when neither a step nor e.g. compilation has; 0 waits on
+  config.trackers = ()  # of metrics besides the work directory's: "wandb", "mlflow"
   return config
 
 
@@ -67,23 +75,54 @@ def corpus(source: str, **changes: Any) -> ConfigDict:
   return config
 
 
-def written(stage: str = "", **changes: Any) -> ConfigDict:
+def written_fusion(stage: str = "", **changes: Any) -> ConfigDict:
   """The data of thinking-mode fusion (report, section 4.3), written when a stage needs it.
 
   The corpus source `written:NAME` reads it. Several processes cannot write it yet; `fusion_data` is the command.
   """
-  config = ConfigDict()
-  config.stage = stage  # an earlier stage of the pipeline, whose model writes
-  config.problems = ""  # kind:location; its right answers are the thinking samples
-  config.direct_answers = ""  # likewise; their references are samples without thinking
-  config.non_thinking = ()  # "category:file" of further samples without thinking, see fusion_data
-  config.max_length = 4096  # tokens of a prompt and its answer
-  config.max_new_tokens = 2048  # of an answer
+  config = _written("fusion", stage)
   config.temperature = 0.6  # of thinking samples
-  config.slots = 64  # answers that are written at a time
+  config.direct_answers = ""  # kind:location; their references are samples without thinking
+  config.non_thinking = ()  # "category:file" of further samples without thinking, see fusion_data
   # The proportions; qwen3_jax/curation/fusion_settings.py documents them.
   config.fusion = ConfigDict(dataclasses.asdict(FusionSettings()))
   config.update(changes)
+  return config
+
+
+def written_answers(stage: str = "", **changes: Any) -> ConfigDict:
+  """A teacher's right answers in both modes, for distillation off-policy (report, section 4.5); read likewise.
+
+  `distillation_data` is the command, which also stores the teacher's predictions.
+  """
+  config = _written("answers", stage)
+  config.samples = 1  # answers to each problem
+  config.thinking_share = 0.5  # of the answers that think
+  config.plain_share = 0.2  # of these: asked without a flag
+  config.temperature = 1.0  # of sampling, in both modes
+  config.top_p = 1.0
+  config.update(changes)
+  return config
+
+
+def _written(kind: str, stage: str) -> ConfigDict:
+  """What all kinds of written conversations have."""
+  config = ConfigDict()
+  config.kind = kind  # fixed by the function that makes it
+  config.stage = stage  # an earlier stage of the pipeline, whose model writes
+  config.problems = ""  # kind:location; its right answers, with their thinking, are kept
+  config.max_length = 4096  # tokens of a prompt and its answer
+  config.max_new_tokens = 2048  # of an answer
+  config.slots = 64  # answers that are written at a time
+  return config
+
+
+def evaluation(stage: str = "", tasks: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> ConfigDict:
+  """Tasks of `qwen3_jax.evaluate` that run on the end of a stage, for the report."""
+  config = ConfigDict()
+  config.stage = stage  # of the pipeline
+  config.tasks = tasks  # as in its --tasks, e.g. ("modes:cups:64",)
+  config.options = options  # further flags, e.g. "--samples=4"
   return config
 
 
@@ -91,6 +130,10 @@ def _stage(kind: str) -> ConfigDict:
   """What all kinds of stages have."""
   config = ConfigDict()
   config.kind = kind  # what kind of stage this is; fixed by the function that makes it
+  config.model = ""  # a name of config.models; "" is config.model
+  # The stage whose parameters it starts from; "" is the last one before it of the same model, and where there is none
+  # a stage initialises them.
+  config.after = ""
   config.sequence_length = 4096  # T
   config.batch_size = 256  # B: sequences per optimizer step over all devices and micro-batches
   config.micro_batches = 1  # gradient accumulation: the step's batch is cut into so many
@@ -115,8 +158,8 @@ def _stage(kind: str) -> ConfigDict:
   config.optimizer.gradient_dtype = "float32"  # of gradients, from the backward pass and over micro-batches
   config.optimizer.offload = False  # the moments wait in the host's memory between steps
 
-  # Expert counts of the balance loss with micro_batches > 1: exact (the whole batch's, a third more work) or running
-  # (of the micro-batches so far in the step).
+  # Expert counts of the balance loss with micro_batches > 1: exact (the whole batch's, a third more work), running
+  # (of the micro-batches so far in the step) or micro (a micro-batch's own: what global counts improve on).
   config.balance_counts = "exact"
   config.max_skipped_steps = 10  # non-finite steps in a row that are skipped before the run stops
   config.evaluate_every = 1000  # steps between evaluations (one always follows the last step)
@@ -218,7 +261,7 @@ def teacher(path: str = "", **changes: Any) -> ConfigDict:
   """A frozen model that a student learns from."""
   config = ConfigDict()
   config.path = path  # its checkpoint; stage:NAME is an earlier stage of the run
-  config.model = ""  # name of its size, where no checkpoint is read: `compile`; "" is the student's
+  config.model = ""  # name of its size, where no checkpoint is read: `compile`; "" is its stage's, or the student's
   config.dtype = "bfloat16"  # of its parameters and computation
   config.mesh = ConfigDict(dict.fromkeys(base_config().mesh, 0))  # devices along an axis; 0 is the stage's number
   config.offload = False  # its parameters wait in the host's memory while the student trains
@@ -267,10 +310,25 @@ def stage_mesh(config: ConfigDict, stage: str) -> dict[str, int]:
   return {axis: own[axis] or size for axis, size in config.mesh.items()}
 
 
+def model_settings(config: ConfigDict, stage: str) -> ConfigDict:
+  """The model that a stage names, with the fields of ModelConfig."""
+  name = config.stages[stage].model
+  return config.models[name] if name else config.model
+
+
 def stage_model(config: ConfigDict, stage: str) -> ModelConfig:
   """The model as a stage trains it."""
+  settings, model = config.stages[stage], model_settings(config, stage)
+  return make_model_config(model, rope_theta=settings.rope_theta, remat=settings.remat or model.remat)
+
+
+def stages_before(config: ConfigDict, stage: str) -> list[str]:
+  """The stages that a stage builds on, in order: the last is the one whose parameters it starts from."""
   settings = config.stages[stage]
-  return make_model_config(config, rope_theta=settings.rope_theta, remat=settings.remat or config.model.remat)
+  earlier = config.pipeline[: config.pipeline.index(stage)]
+  same = [name for name in earlier if config.stages[name].model == settings.model]
+  start = settings.after or (same[-1] if same else "")
+  return [*stages_before(config, start), start] if start else []
 
 
 def teacher_mesh(config: ConfigDict, stage: str, name: str) -> dict[str, int]:
@@ -282,18 +340,24 @@ def teacher_mesh(config: ConfigDict, stage: str, name: str) -> dict[str, int]:
 def teacher_model(config: ConfigDict, stage: str, name: str) -> ModelConfig:
   """A teacher's model as the config describes it, in the dtype it computes in."""
   settings = config.stages[stage].teachers[name]
-  model = model_config(settings.model) if settings.model else stage_model(config, stage)
+  if settings.path.startswith(OF_STAGE):
+    model = stage_model(config, settings.path.removeprefix(OF_STAGE))
+  else:
+    model = model_config(settings.model) if settings.model else stage_model(config, stage)
   return model.replace(dtype=settings.dtype, param_dtype=settings.dtype)
 
 
-BALANCE_COUNTS = ("exact", "running")  # values of a stage's `balance_counts`
+TRACKERS = ("wandb", "mlflow")  # what `trackers` may name
+BALANCE_COUNTS = ("exact", "running", "micro")  # values of a stage's `balance_counts`
 # Value of a stage's `kind` -> the function that documents its keys.
 STAGE_KINDS = {"pretrain": pretrain_stage, "sft": sft_stage, "rl": rl_stage, "distill": distill_stage}
+# Likewise of written conversations.
+WRITTEN_KINDS = {"fusion": written_fusion, "answers": written_answers}
 OF_STAGE = "stage:"  # before the name of an earlier stage of the run, in the place of a teacher's folder
 WRITTEN = "written:"  # before a name of `data.written`, as a corpus's source
 ROLLOUT_KINDS = ("rl", "distill")  # of stages whose batches the model writes
 
 
-def make_model_config(config: ConfigDict, **changes: Any) -> ModelConfig:
-  """The ModelConfig that `config.model` describes, with `changes` (e.g. a stage's rope_theta)."""
-  return ModelConfig(**{**config.model.to_dict(), **changes})
+def make_model_config(model: ConfigDict, **changes: Any) -> ModelConfig:
+  """The ModelConfig that `config.model` or one of `config.models` describes, with `changes` (e.g. a rope_theta)."""
+  return ModelConfig(**{**model.to_dict(), **changes})

@@ -14,13 +14,16 @@ from qwen3_jax.config import (
   BALANCE_COUNTS,
   ROLLOUT_KINDS,
   STAGE_KINDS,
+  TRACKERS,
+  WRITTEN_KINDS,
   base_config,
   corpus,
+  evaluation,
   make_model_config,
+  model_settings,
   stage_mesh,
   teacher,
   teacher_mesh,
-  written,
 )
 from qwen3_jax.curation.written_settings import written_problems
 from qwen3_jax.distillation.settings import teacher_problems
@@ -94,12 +97,17 @@ def type_name(value: Any) -> str:
 def expected_config(config: ConfigDict) -> ConfigDict:
   """The documented keys, with defaults, for the corpora and stages that `config` names."""
   expected = base_config()
+  for name in config.get("models", ConfigDict()):
+    expected.models[name] = base_config().model
   for name in config.get("data", ConfigDict()).get("corpora", ConfigDict()):
     expected.data.corpora[name] = corpus("")
   for name, settings in config.get("data", ConfigDict()).get("written", ConfigDict()).items():
-    expected.data.written[name] = written()
-    shares = settings.get("fusion", ConfigDict()).get("category_shares", ConfigDict())
-    expected.data.written[name].fusion.category_shares.update(dict.fromkeys(shares, 1.0))
+    expected.data.written[name] = WRITTEN_KINDS.get(settings.get("kind", ""), WRITTEN_KINDS["fusion"])()
+    if "fusion" in expected.data.written[name]:
+      shares = settings.get("fusion", ConfigDict()).get("category_shares", ConfigDict())
+      expected.data.written[name].fusion.category_shares.update(dict.fromkeys(shares, 1.0))
+  for name in config.get("evaluations", ConfigDict()):
+    expected.evaluations[name] = evaluation()
   for name, stage in config.get("stages", ConfigDict()).items():
     make_stage = STAGE_KINDS.get(stage.get("kind", ""), STAGE_KINDS["pretrain"])
     expected.stages[name] = make_stage()
@@ -123,13 +131,19 @@ def validate(config: ConfigDict, device_count: int | None = None) -> None:
   found += written_problems(sound)
   found += _model_problems(sound)
   sizes, problems = _mesh_sizes("mesh", sound.mesh, device_count)
-  found += [*problems, *_divisions("mesh", sizes, sound.model)]
+  found += problems
+  for key, model in _models(sound):
+    found += _divisions("mesh", sizes, key, model)
   for name, stage in sound.stages.items():
+    if problem := _lineage_problem(name, stage, sound):
+      found.append(problem)
+      continue
     stage_sizes = sizes
     if any(stage.mesh.values()):
       prefix = f"stages.{name}.mesh"
       stage_sizes, problems = _mesh_sizes(prefix, stage_mesh(sound, name), device_count)
-      found += [*problems, *_divisions(prefix, stage_sizes, sound.model)]
+      key = f"models.{stage.model}" if stage.model else "model"
+      found += [*problems, *_divisions(prefix, stage_sizes, key, model_settings(sound, name))]
     found += _stage_problems(f"stages.{name}", stage, sound, stage_sizes)
     if stage.kind == "distill":
       found += teacher_problems(sound, name)
@@ -178,6 +192,12 @@ def _at_least(prefix: str, config: ConfigDict, minimum: int, keys: str) -> Itera
 def _general_problems(config: ConfigDict) -> Iterator[str]:
   yield from _at_least("", config, 0, "seed")
   yield from _at_least("", config, 1, "cpu_devices log_every stall_seconds")
+  yield from _at_least("", config, 0, "abort_after_seconds")
+  if 0 < config.abort_after_seconds <= config.stall_seconds:
+    yield f"abort_after_seconds={config.abort_after_seconds}: must be above stall_seconds={config.stall_seconds}, or 0"
+  for name in config.trackers:
+    if name not in TRACKERS:
+      yield f"trackers: unknown tracker {name!r}.{did_you_mean(str(name), TRACKERS)} Known: {', '.join(TRACKERS)}"
   yield from _at_least("checkpoint.", config.checkpoint, 1, "every keep")
   yield from _at_least("tokenizer.", config.tokenizer, 1, "train_megabytes")
   if not config.pipeline:
@@ -190,17 +210,19 @@ def _general_problems(config: ConfigDict) -> Iterator[str]:
   if config.stage and config.stage not in config.pipeline:
     near = did_you_mean(config.stage, config.pipeline)
     yield f"stage={config.stage!r}: not in the pipeline.{near} Known: {', '.join(map(str, config.pipeline))}"
+  if config.start and all(config.stages[name].model for name in config.pipeline if name in config.stages):
+    yield f"start={config.start!r}: no stage of the pipeline trains config.model, which it is for"
   if len(set(config.pipeline)) < len(config.pipeline):
     yield f"pipeline={config.pipeline!r}: names a stage twice"
   if not config.tokenizer.path:
     vocabulary = config.tokenizer.train_vocab_size
     if vocabulary < 1:
       yield f"tokenizer.train_vocab_size={vocabulary}: must be at least 1"
-    elif vocabulary > config.model.vocab_size:
-      yield (
-        f"tokenizer.train_vocab_size={vocabulary}: larger than the embedding,"
-        f" model.vocab_size={config.model.vocab_size}"
-      )
+    for key, model in _models(config):
+      if vocabulary > model.vocab_size:
+        yield (
+          f"tokenizer.train_vocab_size={vocabulary}: larger than the embedding, {key}.vocab_size={model.vocab_size}"
+        )
 
 
 def _data_problems(config: ConfigDict) -> Iterator[str]:
@@ -246,23 +268,45 @@ def _mesh_sizes(prefix: str, mesh: Mapping[str, int], device_count: int | None) 
 
 
 def _model_problems(config: ConfigDict) -> Iterator[str]:
-  try:
-    make_model_config(config)
-  except ValueError as error:
-    yield f"model: {error}"
-  model = config.model
-  for key in ("dtype", "param_dtype"):
-    if model[key] not in DTYPES:
-      yield f"model.{key}={model[key]!r}: must be one of {', '.join(DTYPES)}.{did_you_mean(model[key], DTYPES)}"
+  for name, model in _models(config):
+    try:
+      make_model_config(model)
+    except ValueError as error:
+      yield f"{name}: {error}"
+    for key in ("dtype", "param_dtype"):
+      if model[key] not in DTYPES:
+        yield f"{name}.{key}={model[key]!r}: must be one of {', '.join(DTYPES)}.{did_you_mean(model[key], DTYPES)}"
 
 
-def _divisions(prefix: str, sizes: dict[str, int], model: ConfigDict) -> Iterator[str]:
-  """What of the model a mesh cannot divide."""
+def _models(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
+  """All models of the run with their keys."""
+  return [("model", config.model), *((f"models.{name}", model) for name, model in config.models.items())]
+
+
+def _lineage_problem(name: str, stage: ConfigDict, config: ConfigDict) -> str | None:
+  """Why it is not known of which model a stage is, or where it starts."""
+  if stage.model and stage.model not in config.models:
+    known = ", ".join(config.models) or "none"
+    near = did_you_mean(stage.model, config.models)
+    return f"stages.{name}.model={stage.model!r}: no such model.{near} Known: {known}"
+  if not stage.after:
+    return None
+  before = config.pipeline[: config.pipeline.index(name)] if name in config.pipeline else config.pipeline
+  if stage.after not in before:
+    known = ", ".join(map(str, before)) or "none"
+    return f"stages.{name}.after={stage.after!r}: no stage before it.{did_you_mean(stage.after, before)} Known: {known}"
+  if config.stages[stage.after].model != stage.model:
+    return f"stages.{name}.after={stage.after!r}: a stage of another model"
+  return None
+
+
+def _divisions(prefix: str, sizes: dict[str, int], key: str, model: ConfigDict) -> Iterator[str]:
+  """What of the model `key` a mesh cannot divide."""
   if model.num_experts == 0 and sizes["expert"] > 1:
     yield f"{prefix}.expert={sizes['expert']}: the model is dense"
-  for key, axis in (("num_heads", "tensor"), ("num_experts", "expert")):
-    if model[key] % sizes[axis]:
-      yield f"model.{key}={model[key]}: cannot be divided over {prefix}.{axis}={sizes[axis]}"
+  for field, axis in (("num_heads", "tensor"), ("num_experts", "expert")):
+    if model[field] % sizes[axis]:
+      yield f"{key}.{field}={model[field]}: cannot be divided over {prefix}.{axis}={sizes[axis]}"
 
 
 def _stage_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
@@ -318,10 +362,11 @@ def _batch_problems(prefix: str, stage: ConfigDict, config: ConfigDict, sizes: d
   context = sizes["context"]
   if context > 1 and length % (2 * context):
     yield f"{prefix}sequence_length={length}: cannot be divided into 2 * mesh.context = {2 * context} chunks"
-  if length > config.model.max_position_embeddings:
+  model = config.models[stage.model] if stage.model else config.model
+  if length > model.max_position_embeddings:
     yield (
-      f"{prefix}sequence_length={length}: longer than"
-      f" model.max_position_embeddings={config.model.max_position_embeddings}"
+      f"{prefix}sequence_length={length}: longer than the model's"
+      f" max_position_embeddings={model.max_position_embeddings}"
     )
 
 

@@ -23,7 +23,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from qwen3_jax.curation.teacher_answers import KEEP, TeacherSettings, given_answers, teacher_answers
+from qwen3_jax.curation.teacher_answers import (
+  ANSWERS,
+  KEEP,
+  TeacherSettings,
+  given_answers,
+  teacher_answers,
+  teacher_engine,
+)
 from qwen3_jax.data.sources import SourceError
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
@@ -31,8 +38,7 @@ from qwen3_jax.rollout.sampling import NOT_THINKING, THINKING
 
 if TYPE_CHECKING:
   from qwen3_jax.data.tokenizer import Tokenizer
-  from qwen3_jax.models.transformer import Parameters, Transformer
-  from qwen3_jax.rollout.engine import Engine
+  from qwen3_jax.models.transformer import Transformer
 
 _TEACHER = flags.DEFINE_string("teacher", "", "Folder of the teacher's checkpoint; a stage of a run is one.")
 _PROBLEMS = flags.DEFINE_multi_string("problems", None, "What is asked, kind:location; may be repeated.", required=True)
@@ -96,6 +102,7 @@ def _settings() -> TeacherSettings:
 def _run(output: Path, problems: list[Problem], settings: TeacherSettings) -> None:
   from qwen3_jax.allocator import keep_freed_memory
   from qwen3_jax.chat import load
+  from qwen3_jax.models.transformer import parameters
   from qwen3_jax.parameter_folder import find_checkpoint
 
   keep_freed_memory()
@@ -110,7 +117,7 @@ def _run(output: Path, problems: list[Problem], settings: TeacherSettings) -> No
     if _ANSWERS.value:
       report = given_answers(Path(_ANSWERS.value), problems, output, settings, on_progress=show)
     else:
-      engine, params = _engine(model, settings)
+      engine, params = teacher_engine(model, settings, _SLOTS.value, _LENGTH.value), parameters(model)
       report = teacher_answers(engine, params, tokenizer, problems, output, settings, teacher=teacher, on_progress=show)
       del engine
   kept = sum(report["totals"].get(outcome, 0) for outcome in ("kept", "kept_wrong"))
@@ -122,17 +129,6 @@ def _run(output: Path, problems: list[Problem], settings: TeacherSettings) -> No
   print_report(report, console)
 
 
-def _engine(model: Transformer, settings: TeacherSettings) -> tuple[Engine, Parameters]:
-  from qwen3_jax.models.transformer import parameters
-  from qwen3_jax.rl.asking import rollout_settings
-  from qwen3_jax.rollout.engine import Engine
-  from qwen3_jax.rollout.generate import context_length
-
-  adjusts = settings.thinking.adjusts or settings.not_thinking.adjusts
-  of_engine = rollout_settings(_SLOTS.value, min(_LENGTH.value, context_length(model.config)))
-  return Engine(model.config, dataclasses.replace(of_engine, adjustments=adjusts)), parameters(model)
-
-
 def _store_predictions(
   output: Path, report: dict[str, Any], model: Transformer, tokenizer: Tokenizer, teacher: str, kept: int
 ) -> dict[str, Any]:
@@ -142,7 +138,7 @@ def _store_predictions(
   from qwen3_jax.workdir import write_json
 
   manifest = prepare(
-    f"chat:{output / 'answers.jsonl'}",
+    f"chat:{output / ANSWERS}",
     output / "corpus",
     tokenizer,
     validation_fraction=_VALIDATION.value,

@@ -247,14 +247,14 @@ _LEAST = {
 }  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+  made = argparse.ArgumentParser(
     prog="python -m qwen3_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
 
   def add(name: str, type: Callable[[str], Any], help: str, default: Any = None, **rest: Any) -> None:
     shown = " (default %(default)s)" if default else ""
-    parser.add_argument(f"--{name}", type=type, default=default, help=help + shown, **rest)
+    made.add_argument(f"--{name}", type=type, default=default, help=help + shown, **rest)
 
   add("checkpoint", Path, "folder of the model", required=True)
   add("tokenizer", Path, "folder or file; the checkpoint's own unless given")
@@ -275,14 +275,14 @@ def _parser() -> argparse.ArgumentParser:
   budgets = "0 and powers of two up to the longest thinking unless given"
   add("budgets", whole_numbers, f"budget_curve: tokens of thinking, separated by commas; {budgets}")
   add("thinking_budget", int, "tokens of thinking before the model must answer")
-  parser.add_argument("--no_thinking", action="store_true", help="answers without thinking")
+  made.add_argument("--no_thinking", action="store_true", help="answers without thinking")
   add("temperature", float, "0 is greedy; 0.6 unless given, 0.7 without thinking")
   add("top_p", float, "0.95 unless given, 0.8 without thinking")
   add("top_k", int, "20 unless given")
   add("presence_penalty", float, "0 unless given, 1.5 without thinking")
   add("include_path", Path, "folder of lm_eval tasks of your own")
-  parser.add_argument("--chat_template", action="store_true", help="lm_eval prompts become user turns")
-  return parser
+  made.add_argument("--chat_template", action="store_true", help="lm_eval prompts become user turns")
+  return made
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
@@ -290,7 +290,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  arguments = _parser().parse_args(argv)
+  arguments = parser().parse_args(argv)
   try:
     results = evaluate(arguments)
   except (ValueError, OSError, WeightsError) as error:

@@ -38,6 +38,7 @@ _TABLE = (
   ("layers.attention.key_norm.scale", "LH", _LAYER + "self_attn.k_norm.weight", "H"),
   ("layers.feed_forward_norm.scale", "LD", _LAYER + "post_attention_layernorm.weight", "D"),
 )
+_QK_NORM = ("layers.attention.query_norm.scale", "layers.attention.key_norm.scale")
 _DENSE = (
   ("layers.feed_forward.gate", "LDF", _LAYER + "mlp.gate_proj.weight", "F,D"),
   ("layers.feed_forward.up", "LDF", _LAYER + "mlp.up_proj.weight", "F,D"),
@@ -167,7 +168,10 @@ def _transpose(source: np.ndarray, out: np.ndarray) -> None:
 
 def weights(config: ModelConfig) -> list[Weight]:
   """Every parameter of the model, in the order of the tree."""
-  table = [*_TABLE, *(_MOE if config.is_moe else _DENSE), _NORM, *(() if config.tie_word_embeddings else (_HEAD,))]
+  shared = [
+    row for row in _TABLE if config.qk_norm or ("attention.query_norm" not in row[0] and "key_norm" not in row[0])
+  ]
+  table = [*shared, *(_MOE if config.is_moe else _DENSE), _NORM, *(() if config.tie_word_embeddings else (_HEAD,))]
   return [Weight(path, axes, name, tuple(disk.split(",")), config) for path, axes, name, disk in table]
 
 
@@ -280,9 +284,13 @@ class HuggingFaceSink:
 
   Args:
     dtypes: path -> dtype on disk.
+
+  Raises WeightsError for a model that transformers has no form of.
   """
 
   def __init__(self, folder: Path, config: ModelConfig, dtypes: dict[str, np.dtype], max_shard_bytes: int):
+    if not config.qk_norm:
+      raise WeightsError(f"{folder}: model.qk_norm=False, expected True: transformers' Qwen3 always has QK-Norm")
     self._dtypes = dtypes
     entries = [(name, index, w) for w in weights(config) for index, name in w.names()]
     # Layer by layer, as the released ones: a shard then holds neighbouring layers.

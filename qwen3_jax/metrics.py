@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import time
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +18,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from qwen3_jax.observability.trackers import Tracker
 from qwen3_jax.workdir import Workdir, json_safe, read_json_lines, replace_file
 
 _EVENTS_FLUSH_SECONDS = 10  # TensorBoard's file is synced to disk at a flush: too slow for every line
@@ -51,9 +54,15 @@ class MetricWriter:
   A metrics line is {"step", "time" (Unix seconds), name: number, ...}; a number that is not finite is written as the
   string "NaN", "Infinity" or "-Infinity". Every line is handed to the operating system before the call returns, so a
   killed run loses at most the line being written; the next run drops that half line. Only the first process writes.
+
+  Args:
+    workdir: where to.
+    stage: whose metrics.
+    trackers: get the scalars, too; closed with the writer.
   """
 
-  def __init__(self, workdir: Workdir, stage: str):
+  def __init__(self, workdir: Workdir, stage: str, trackers: Sequence[Tracker] = ()):
+    self._trackers = trackers
     self._writes = jax.process_index() == 0
     if not self._writes:
       return
@@ -68,7 +77,7 @@ class MetricWriter:
     """Forgets what was written after `step`, from which the run now continues. Step 0 forgets everything."""
     if not self._writes:
       return
-    self.close()
+    self._close_files()
     for path in self._paths:
       _rewrite(path, [line for line in _lines(path) if 0 < step >= line["step"]])
     self._purge_from = step + 1 if step else 0
@@ -92,6 +101,8 @@ class MetricWriter:
     if now - self._flushed > _EVENTS_FLUSH_SECONDS:
       self._events.flush()
       self._flushed = now
+    for tracker in self._trackers:
+      tracker.write(step, values)
 
   def write_sample(self, step: int, prompt: str, text: str) -> None:
     """One line of samples: what the model wrote after `prompt`."""
@@ -99,8 +110,22 @@ class MetricWriter:
       _append(self._samples, {"step": step, "prompt": prompt, "text": text})
 
   def close(self) -> None:
-    if not self._writes:
-      return
+    for tracker in self._trackers:
+      tracker.close()
+    if self._writes:
+      self._close_files()
+
+  def __enter__(self) -> MetricWriter:
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+  ) -> None:
+    """Closes; after an error, a full disk for instance, another one of the same cause does not take its place."""
+    with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
+      self.close()
+
+  def _close_files(self) -> None:
     self._metrics.close()
     self._samples.close()
     if self._events is not None:

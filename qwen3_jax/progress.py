@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
+import sys
 import threading
 import time
 import types
 from collections.abc import Iterator
+from logging import ERROR, INFO, WARNING
+from typing import Any
 
 import jax
 import rich.progress
 from rich.console import Console
 
+from qwen3_jax.observability import process_log, stack_dumps
+from qwen3_jax.workdir import Workdir
+
 LONG_PHASE_SECONDS = 2.0  # a phase that takes longer gets a line of its own
+STALLED_EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: another attempt may succeed
 
 
 class Progress:
   """Shows the progress of one stage; use it as a context manager.
 
-  The first process shows the bar or, every `line_seconds`, a line; every process says when it has stalled. Drawing and
-  watching happen in threads of their own: `update` only notes down what it is given.
+  The first process shows the bar or, every `line_seconds`, a line; every process says when it has stalled, and has all
+  lines in its log (process_log.py). Drawing and watching happen in threads of their own: `update` only notes down what
+  it is given.
 
   Args:
     stage: name of the stage.
     total_steps: steps of the whole stage.
     start_step: steps done before this run.
     stall_seconds: say so when no step has finished for so long, and again after every such period.
+    abort_after_seconds: end the process with STALLED_EXIT_STATUS when neither a step nor a phase has ended for so
+      long; 0 never does.
+    workdir: gets the stacks of all threads, once a stall; None writes none.
     line_seconds: time between lines when there is no terminal.
     console: where to; standard output unless given.
   """
@@ -38,11 +50,14 @@ class Progress:
     start_step: int = 0,
     *,
     stall_seconds: float = 120.0,
+    abort_after_seconds: float = 0.0,
+    workdir: Workdir | None = None,
     line_seconds: float = 10.0,
     console: Console | None = None,
   ):
     self._stage, self._total, self._step = stage, total_steps, start_step
     self._stall_seconds, self._line_seconds = stall_seconds, line_seconds
+    self._abort_after_seconds, self._workdir = abort_after_seconds, workdir
     self._console = console or Console(soft_wrap=True, highlight=False)
     self._shown = ""  # the newest loss, speed and MFU
     self._phase: str | None = None
@@ -101,15 +116,16 @@ class Progress:
       self._shown = "  ".join(parts)
     if self._bar is not None:
       self._bar.update(self._task, completed=step, shown="  ".join(filter(None, (self._shown, self._eta(now)))))
-    elif loss is not None and self._is_first and (now - self._last_line >= self._line_seconds or step >= self._total):
+    if loss is not None and (now - self._last_line >= self._line_seconds or step >= self._total):
       self._last_line = now
       share = f"{step / max(self._total, 1):.0%}"
-      self._print("  ".join(filter(None, (f"step {step}/{self._total} ({share})", self._shown, self._eta(now)))))
+      line = "  ".join(filter(None, (f"step {step}/{self._total} ({share})", self._shown, self._eta(now))))
+      fields: dict[str, Any] = {"step": step, "loss": loss, "tokens_per_second": tokens_per_second, "mfu": mfu}
+      self._print(line, shown=self._is_first and self._bar is None, **fields)
 
   def say(self, text: str) -> None:
     """A line of its own."""
-    if self._is_first:
-      self._print(text)
+    self._print(text, shown=self._is_first)
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -126,8 +142,9 @@ class Progress:
       self._recent.clear()
       if self._bar is not None:
         self._bar.update(self._task, description=self._stage)
-      if self._is_first and self._moved - started > LONG_PHASE_SECONDS:
-        self._print(f"{name} took {duration(self._moved - started)}")
+      seconds = self._moved - started
+      if seconds > LONG_PHASE_SECONDS:
+        self._print(f"{name} took {duration(seconds)}", shown=self._is_first, phase=name, seconds=seconds)
 
   def _watch(self) -> None:
     """Names a phase that takes long, says when steps have stopped, and repeats either every `stall_seconds`."""
@@ -135,16 +152,42 @@ class Progress:
     while not self._stopped.wait(min(0.5, self._stall_seconds / 4)):
       now = time.monotonic()
       phase, started = self._phase, self._phase_started
+      if 0 < self._abort_after_seconds < now - self._moved:
+        self._abort(now - self._moved, phase)
       if phase is None:
         if now - max(self._moved, said_at) > self._stall_seconds:
+          self._say_stalled(now - self._moved, first=said_at <= self._moved)
           said_at = now
-          self._print(
-            f"no step has finished for {duration(now - self._moved)}; the last was step {self._step} of {self._total}"
-          )
       elif now - max(started, said_at) > (self._stall_seconds if said_at > started else LONG_PHASE_SECONDS):
-        if self._is_first and (self._bar is None or said_at > started):  # the bar names the phase itself
-          self._print(f"{phase} ..." if said_at <= started else f"still {phase} after {duration(now - started)}")
+        shown = self._is_first and (self._bar is None or said_at > started)  # the bar names the phase itself
+        line = f"{phase} ..." if said_at <= started else f"still {phase} after {duration(now - started)}"
+        self._print(line, shown=shown, phase=phase, seconds=now - started)
         said_at = now
+
+  def _say_stalled(self, seconds: float, *, first: bool) -> None:
+    """With the stacks the first time that it is said of a stall."""
+    line = f"no step has finished for {duration(seconds)}; the last was step {self._step} of {self._total}"
+    if first:
+      line += self._dump_stacks(line)
+    self._print(line, level=WARNING, step=self._step, seconds=seconds)
+
+  def _abort(self, seconds: float, phase: str | None) -> None:
+    """Nothing is closed in order: whatever hangs would be waited for."""
+    what = f"still {phase}" if phase else f"the last was step {self._step} of {self._total}"
+    line = (
+      f"[{self._name}] nothing has finished for {duration(seconds)}, {what}"
+      f" (abort_after_seconds={self._abort_after_seconds:g})"
+    )
+    line += self._dump_stacks(line)
+    process_log.note(line, ERROR, step=self._step, seconds=seconds)
+    print(f"error: {line}. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(STALLED_EXIT_STATUS)
+
+  def _dump_stacks(self, why: str) -> str:
+    """What to add to a line about where the stacks are."""
+    path = stack_dumps.dump(self._workdir, why) if self._workdir is not None else None
+    return f"; stacks of all threads: {path}" if path else ""
 
   def _eta(self, now: float) -> str:
     if not self._recent or now <= self._recent[0][0] or self._step >= self._total:
@@ -154,8 +197,11 @@ class Progress:
       return ""
     return f"{duration((self._total - self._step) * (now - then) / (self._step - step))} left"
 
-  def _print(self, text: str) -> None:
-    self._console.print(f"[{self._name}] {text}", markup=False)
+  def _print(self, text: str, *, shown: bool = True, level: int = INFO, **fields: Any) -> None:
+    """To the log, and to the console where it is to be shown."""
+    process_log.note(text, level, **fields)
+    if shown:
+      self._console.print(f"[{self._name}] {text}", markup=False)
 
 
 def compact(number: float) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,14 +15,22 @@ from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
 from qwen3_jax.checkpoint import Checkpointer, CheckpointError
+from qwen3_jax.config import ROLLOUT_KINDS
 from qwen3_jax.fingerprint import fingerprint_on_device
 from qwen3_jax.huggingface import write_config
 from qwen3_jax.metrics import MetricWriter, device_peak_flops
+from qwen3_jax.observability import process_log
+from qwen3_jax.observability.profiling import Profiler
+from qwen3_jax.observability.step_times import StepTimes
+from qwen3_jax.observability.time_record import TimeRecord
+from qwen3_jax.observability.trackers import open_trackers
 from qwen3_jax.placement import local_rows, to_devices
 from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.progress import Progress
-from qwen3_jax.sharding import batch_sharding
+from qwen3_jax.reporting.expert_choices import write_expert_choices
+from qwen3_jax.sharding import batch_sharding, replicated
 from qwen3_jax.stages.stage import Stage
+from qwen3_jax.start import start_state, takes_start
 from qwen3_jax.train_state import TrainState, next_stage_state, with_fresh_optimizer
 from qwen3_jax.train_step import make_evaluation_step
 from qwen3_jax.workdir import Workdir
@@ -42,17 +50,21 @@ def run_stage(
   previous: str | None,
   tokens_before: int,
   notice: PreemptionNotice,
+  record: TimeRecord | None = None,
+  profiler: Profiler | None = None,
 ) -> None:
   """Runs `stage` to its end, from its newest checkpoint if it has one.
 
   Args:
     stage: what to run.
-    config: the checked config; read here are seed, checkpoint, log_every and stall_seconds.
+    config: the checked config; read here are name, seed, checkpoint, log_every, trackers and what is said of stalls.
     workdir: where everything is written.
     mesh: the devices.
     previous: the stage to start from when this one has no checkpoint yet; None initialises.
     tokens_before: tokens seen in the stages before.
     notice: asked after every step whether to stop.
+    record: of the time of the whole run; None keeps one of this stage alone.
+    profiler: traces steps of the stage; None traces none.
 
   Raises:
     Preempted: after SIGTERM, with the state saved.
@@ -63,9 +75,12 @@ def run_stage(
     write_config(workdir.stage(stage.name), stage.program.model, np.dtype(stage.program.model.param_dtype), {})
   checkpoints = Checkpointer(workdir.checkpoints(stage.name), keep=config.checkpoint.keep)
   try:
-    run = _Run(stage, config, workdir, mesh, checkpoints, tokens_before)
-    with jax.set_mesh(mesh):
-      run.train(_starting_state(stage, config, workdir, mesh, previous, checkpoints), notice)
+    with contextlib.ExitStack() as stack:
+      record = record or stack.enter_context(TimeRecord(workdir))
+      stack.enter_context(process_log.stage(stage.name))
+      run = _Run(stage, config, workdir, mesh, checkpoints, tokens_before, record, profiler or Profiler())
+      with jax.set_mesh(mesh):
+        run.train(_starting_state(stage, config, workdir, mesh, previous, checkpoints), notice)
   except BaseException:
     stage.batches.close()
     if jax.process_count() == 1:  # several would wait for each other, and one may be gone
@@ -84,6 +99,8 @@ def _starting_state(
   if restored is not None:
     stage.batches.set_state(restored.data_state)
     return restored.state
+  if takes_start(config, stage.name, previous):
+    return start_state(config, stage.name, stage.program, mesh)
   if previous is None:
     return stage.program.create_state(mesh, config.seed)
   with_previous = Checkpointer(workdir.checkpoints(previous), keep=config.checkpoint.keep)
@@ -109,90 +126,114 @@ class _Pending:
     return self.metrics["loss"].is_ready()
 
 
-class _Pace:
-  """Seconds that a step takes, and that it waits for data, since the last look."""
-
-  def __init__(self, step: int):
-    self.seconds = self.data_wait = 0.0
-    self.start(step)
-
-  def start(self, step: int) -> None:
-    """From `step` on, which is done."""
-    self._step, self._time, self.waited = step, time.monotonic(), 0.0
-
-  def look(self, done: int) -> None:
-    """Means over the steps up to `done`; those of the look before where no step was done since."""
-    steps = done - self._step
-    if steps:
-      self.seconds = max((time.monotonic() - self._time) / steps, 1e-9)
-      self.data_wait = self.waited / steps
-      self.start(done)
-
-
 class _Run:
   def __init__(
-    self, stage: Stage, config: ConfigDict, workdir: Workdir, mesh: Mesh, checkpoints: Checkpointer, tokens_before: int
+    self,
+    stage: Stage,
+    config: ConfigDict,
+    workdir: Workdir,
+    mesh: Mesh,
+    checkpoints: Checkpointer,
+    tokens_before: int,
+    record: TimeRecord,
+    profiler: Profiler,
   ):
     self.stage, self.config, self.mesh, self.checkpoints = stage, config, mesh, checkpoints
+    self.record, self.profiler = record, profiler
+    self.input_kind = "rollouts" if config.stages[stage.name].kind in ROLLOUT_KINDS else "input"
     self.rows = local_rows(batch_sharding(mesh), stage.program.batch_shape)
     self.tokens_before = tokens_before
     self.workdir = workdir
-    self.writer = MetricWriter(workdir, stage.name)
+    self.writer = MetricWriter(workdir, stage.name, open_trackers(config, workdir, stage.name))
     device = mesh.local_devices[0]
     peak = device_peak_flops(device)
     devices = 1 if device.platform == "cpu" else mesh.size  # virtual devices share one processor
     self.peak_flops = peak * devices if peak else None
-    self.evaluate_step: Any = jax.jit(make_evaluation_step(stage.program.model, stage.program.objective))
+    evaluation_step = make_evaluation_step(stage.program.model, stage.program.objective)
+    self.evaluate_step: Any = jax.jit(evaluation_step, out_shardings=replicated(mesh))
 
   def train(self, state: TrainState, notice: PreemptionNotice) -> None:
-    stage = self.stage
+    stage, config = self.stage, self.config
     step = int(state.step)
     self.writer.truncate_after(step)
-    in_flight: collections.deque[_Pending] = collections.deque()
-    with Progress(stage.name, stage.steps, step, stall_seconds=self.config.stall_seconds) as self.progress:
+    self.progress = Progress(
+      stage.name,
+      stage.steps,
+      step,
+      stall_seconds=config.stall_seconds,
+      abort_after_seconds=config.abort_after_seconds,
+      workdir=self.workdir,
+    )
+    with (
+      self.writer,
+      self.record.stage(stage.name, step),
+      self.progress,
+      self.profiler.stage(self.workdir.tensorboard(stage.name), self.progress.say),
+    ):
       if step < stage.steps:
-        with self.progress.phase("compiling"):
+        with self._phase("compiling", "compile"):
           compiled = stage.program.lower(self.mesh).compile()
       learning_rates = np.asarray(jax.vmap(stage.schedule)(np.arange(stage.steps)), np.float32)
       if step == 0:
         self.writer.write(0, stage.facts)
-        if not stage.validation:  # judged by what it writes: the gain counts from here
+        # Judged by what it writes, or begun with another run's parameters: the gain counts from here.
+        if not stage.validation or config.start:
           self._evaluate(state, 0)
-      self.pace = _Pace(step)
-      while step < stage.steps:
+      if step < stage.steps:
+        with self.record.spend("host"):
+          self._steps(state, compiled, learning_rates, notice)
+      with self._phase("finishing the last checkpoint", "checkpoint"):
+        self.checkpoints.wait()
+
+  def _steps(self, state: TrainState, compiled: Any, learning_rates: np.ndarray, notice: PreemptionNotice) -> None:
+    """From the step of `state` to the last one."""
+    stage, step = self.stage, int(state.step)
+    in_flight: collections.deque[_Pending] = collections.deque()
+    self.times = StepTimes(self.record, step)
+    while step < stage.steps:
+      with self.record.spend("other"):
+        self.profiler.before(step + 1, state)
+      with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
         batch = self._next_batch(state)
         state, metrics = compiled(state, stage.complete(batch), learning_rates[step], *stage.constants)
-        step += 1
-        if self._is_logged(step):
-          metrics["data_checksum"] = fingerprint_on_device(batch.tokens)
-        in_flight.append(_Pending(step, metrics, stage.batches.metrics()))
-        last, stop = step == stage.steps, notice.requested()
-        evaluate = last or step % stage.evaluate_every == 0
-        save = last or stop or step % self.config.checkpoint.every == 0
-        if evaluate or save:  # rare; what was dispatched is logged before what follows it
+      step += 1
+      if self._is_logged(step):
+        metrics["data_checksum"] = fingerprint_on_device(batch.tokens)
+      in_flight.append(_Pending(step, metrics, stage.batches.metrics()))
+      with self.record.spend("other"):
+        self.profiler.after(step, metrics)
+      last, stop = step == stage.steps, notice.requested()
+      evaluate = last or step % stage.evaluate_every == 0
+      save = last or stop or step % self.config.checkpoint.every == 0
+      if evaluate or save:  # rare; what was dispatched is logged before what follows it
+        with self.record.spend("device"):
           jax.block_until_ready(metrics)
-        while len(in_flight) > (0 if evaluate or save else STEPS_IN_FLIGHT):
-          self._finish(in_flight.popleft(), in_flight)
-        validation = self._evaluate(state, step) if evaluate else {}
-        if save:
-          with self.progress.phase("saving"):
-            self.checkpoints.save(step, state, data_state=stage.batches.get_state(), metrics=validation)
-        if evaluate or save:
-          self.pace.start(step)
-        if stop and not last:
+      while len(in_flight) > (0 if evaluate or save else STEPS_IN_FLIGHT):
+        self._finish(in_flight.popleft(), in_flight)
+      validation = self._evaluate(state, step) if evaluate else {}
+      if save:
+        self._save(step, state, validation)
+      if stop and not last:
+        with self.record.spend("checkpoint"):
           self.checkpoints.wait()
-          raise Preempted(f"stage {stage.name!r} stopped at step {step} of {stage.steps} and saved its state")
-      with self.progress.phase("finishing the last checkpoint"):
-        self.checkpoints.wait()
-    self.writer.close()
+        raise Preempted(f"stage {stage.name!r} stopped at step {step} of {stage.steps} and saved its state")
+
+  @contextlib.contextmanager
+  def _phase(self, name: str, kind: str) -> Iterator[None]:
+    """Something between steps: what is said of it, and what its time counts as."""
+    with self.progress.phase(name), self.record.spend(kind):
+      yield
 
   def _next_batch(self, state: TrainState) -> Batch:
     """The next batch on the devices; its time is what training waits for data."""
-    started = time.monotonic()
-    local = self.stage.batches.next_batch(state)
-    batch = self._to_devices(local)
-    self.pace.waited += time.monotonic() - started
-    return batch
+    with self.record.spend(self.input_kind):
+      return self._to_devices(self.stage.batches.next_batch(state))
+
+  def _save(self, step: int, state: TrainState, validation: dict[str, float]) -> None:
+    with self._phase("saving", "checkpoint"):
+      with self.record.spend(self.input_kind):  # may wait for rollouts under way
+        data_state = self.stage.batches.get_state()
+      self.checkpoints.save(step, state, data_state=data_state, metrics=validation)
 
   def _to_devices(self, local: Batch) -> Batch:
     return to_devices(local, self.rows, batch_sharding(self.mesh), self.stage.program.batch_shape)
@@ -203,22 +244,26 @@ class _Run:
   def _finish(self, pending: _Pending, in_flight: Iterable[_Pending]) -> None:
     """Waits for a step; logs it if it is one to log. `in_flight` are those after it, which may be done as well."""
     stage, step = self.stage, pending.step
-    if not self._is_logged(step):
+    with self.record.spend("device"):
       jax.block_until_ready(pending.metrics)
+    self.record.step_done(step)
+    if not self._is_logged(step):
       self.progress.update(step)
       return
     fetched = jax.device_get(pending.metrics)
     checksum = int(fetched.pop("data_checksum"))
     metrics = {name: float(value) for name, value in fetched.items()} | pending.of_batch
-    self.pace.look(step + sum(later.is_done() for later in in_flight))
-    seconds = self.pace.seconds
+    self.times.look(step + sum(later.is_done() for later in in_flight))
+    seconds = self.times.seconds
     speed = stage.program.tokens_per_step / seconds
     mfu = stage.program.flops_per_step / seconds / self.peak_flops if self.peak_flops else float("nan")
     metrics |= {
       "tokens_seen": self.tokens_before + step * stage.program.tokens_per_step,
       "tokens_per_second": speed,
       "step_seconds": seconds,
-      "data_wait_seconds": self.pace.data_wait,
+      "data_wait_seconds": self.times.data_wait,
+      "host_seconds": self.times.host,
+      "device_seconds": self.times.device,
       "mfu": mfu,
       "data_checksum": checksum,
     }
@@ -235,15 +280,21 @@ class _Run:
     """Validation loss per domain, and what the stage makes of the model's writing."""
     results: dict[str, float] = {}
     losses = []
-    with self.progress.phase("evaluating"):
+    choices: dict[str, np.ndarray] = {}  # of experts, by domain
+    with self._phase("evaluating", "evaluation"):
       for domain, batches in self.stage.validation.items():
         outputs = [self.evaluate_step(state.params, self._to_devices(batch)) for batch in batches]
         weight = sum(float(output.weight) for output in outputs)
         for name in outputs[0].metrics:
           results[f"validation/{domain}/{name}"] = sum(float(o.metrics[name]) for o in outputs) / max(weight, 1e-8)
         losses.append(results[f"validation/{domain}/loss"])
+        if outputs[0].router is not None:
+          choices[domain] = sum(np.asarray(output.router.slots, np.float64) for output in outputs)
       if losses:
         results["validation/loss"] = float(np.mean(losses))
+      if choices:
+        of_experts = write_expert_choices(self.workdir.stage(self.stage.name), step, choices)
+        results |= {f"validation/{name}": value for name, value in of_experts.items()}
       found, samples = self.stage.assess(state.params)
       results |= {f"validation/{name}": value for name, value in found.items()}
       if results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +38,8 @@ def make_train_step(
   The gradient is that of `sum of losses / sum of weights + router_aux_loss_coef * balance loss` over the whole batch,
   whatever `micro_batches` is. The balance loss needs the expert counts of the whole batch before any micro-batch's
   gradient: with a MoE model and several micro-batches, `balance_counts` "exact" finds them in a forward pass ahead,
-  a third more work. "running" takes those of the micro-batches so far instead, as Qiu et al. 2025 do.
+  a third more work. "running" takes those of the micro-batches so far instead, as Qiu et al. 2025 do. "micro" takes a
+  micro-batch's own, another loss: the one that they compare with.
 
   In `gradient_dtype` bfloat16 the parameters are cast once, and gradients are bfloat16 from the backward pass on and
   over micro-batches: half the memory, and rounding in the sum. With `offload_optimizer` the optimizer's arrays come
@@ -83,7 +83,7 @@ def make_train_step(
       total, _ = jax.lax.scan(forward, nothing, inputs)
 
     def micro_step(sums, xs):
-      earlier_slots = sums[1].router.slots if config.is_moe and total is None else 0.0
+      earlier_slots = sums[1].router.slots if config.is_moe and balance_counts == "running" else 0.0
       return _add(sums, gradient(params, *xs, total, earlier_slots)), None
 
     sums, _ = jax.lax.scan(micro_step, (_zeros_like(params), nothing), inputs)
@@ -128,11 +128,10 @@ def make_train_step(
 
 
 def make_evaluation_step(config: ModelConfig, objective: Objective) -> Callable[[Parameters, Batch], LossOutput]:
-  """Sums of the objective over one batch, without gradients; to be jitted."""
+  """Sums of the objective over one global batch, those of the routers too, without gradients; to be jitted."""
 
   def evaluation_step(params: Parameters, batch: Batch) -> LossOutput:
-    output = objective(from_parameters(config, params), batch, jax.random.PRNGKey(0))
-    return dataclasses.replace(output, router=None)
+    return objective(from_parameters(config, params), batch, jax.random.PRNGKey(0))
 
   return evaluation_step
 

@@ -24,7 +24,7 @@ LENGTHS = {"s1": 32, "s2": 32, "s3": 64}
 TOKENS_PER_STEP = 128
 VOCABULARY = 512
 # What a clock says, not the computation.
-TIMINGS = {"time", "tokens_per_second", "step_seconds", "data_wait_seconds", "mfu"}
+TIMINGS = {"time", "tokens_per_second", "step_seconds", "data_wait_seconds", "host_seconds", "device_seconds", "mfu"}
 _LIMITED = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),))

@@ -257,7 +257,7 @@ def test_missing_and_mistyped_values_do_not_hide_the_rest():
   [
     ({"batch_size": 10, "micro_batches": 4}, "batch_size=10: must be a multiple of micro_batches=4"),
     ({"tokens": 1000}, "less than one step"),
-    ({"sequence_length": 65_536, "batch_size": 8}, "longer than model.max_position_embeddings"),
+    ({"sequence_length": 65_536, "batch_size": 8}, "longer than the model's max_position_embeddings"),
     ({"mixture": {"wbe": 1.0}}, "mixture.wbe: unknown corpus. Did you mean 'web'? Known: web"),
     ({"mixture": {"web": 0.0}}, "mixture.web=0.0: a share must be positive"),
     ({"mixture": {}}, "mixture: names no corpus"),
@@ -483,5 +483,5 @@ def test_every_key_has_a_comment():
 
 def test_make_model_config_takes_changes():
   config = valid_config()
-  assert make_model_config(config, rope_theta=1e4).rope_theta == 1e4
-  assert make_model_config(config).rope_theta == 1e6
+  assert make_model_config(config.model, rope_theta=1e4).rope_theta == 1e4
+  assert make_model_config(config.model).rope_theta == 1e6

@@ -20,6 +20,7 @@ from run_helpers import STEPS, curves, finish, series, wait_until
 
 import qwen3_jax
 from qwen3_jax.loading import load_parameters
+from qwen3_jax.observability.goodput import goodput
 from qwen3_jax.workdir import Workdir
 
 EXPERIMENTS = {"dense": "dense_0_6b", "moe": "moe_235b"}
@@ -161,7 +162,7 @@ def _lines(workdir, stage):
 def test_kills_at_random_moments_change_nothing(material, uninterrupted, tmp_path, kind, chosen):
   reference, _ = uninterrupted(kind)
   random_source = random.Random(kind)
-  workdir = tmp_path / "run"
+  workdir, started = tmp_path / "run", time.time()
   killed = []
   for name, condition, delay in [moments(random_source)[i] for i in chosen]:
     process = material.start(EXPERIMENTS[kind], workdir, **OPTIONS[kind])
@@ -174,8 +175,13 @@ def test_kills_at_random_moments_change_nothing(material, uninterrupted, tmp_pat
       killed.append(name)
   assert len(killed) >= len(chosen) - 1, killed  # the machine may be so slow to us that one comes too late
   material.run(EXPERIMENTS[kind], workdir, **OPTIONS[kind]).check()
+  seconds = time.time() - started
   assert_whole(workdir, reference)
   assert not list(workdir.glob("stages/*/checkpoints/*tmp*"))
+  found = goodput(Workdir(workdir))
+  assert 1 < found.starts <= len(chosen) + 1
+  assert 0 < found.productive < found.total < seconds < 2 * found.total
+  assert found.seconds["down"] > 0  # at least until a start knows its work directory
 
 
 def test_second_run_is_refused_then_sigterm_saves(material, dense, tmp_path):

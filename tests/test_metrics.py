@@ -119,6 +119,18 @@ def test_a_full_disk_names_the_file(workdir):
   assert [line["step"] for line in read_metrics(workdir.metrics("s1"))] == [1]
 
 
+def test_the_first_error_is_the_one_that_is_raised(workdir):
+  """What is left in a buffer when the disk is full fails again when the file is closed."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    with pytest.raises(OSError) as error, MetricWriter(workdir, "s1") as writer:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (8, hard))
+      writer.write(1, {"loss": 2.0})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert error.value.filename == str(workdir.metrics("s1"))
+
+
 # TensorBoard.
 
 

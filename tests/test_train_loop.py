@@ -1,11 +1,14 @@
 """The train loop inside one process: what is logged, what is compiled, what the next stage begins with."""
 
+import dataclasses
 import json
+import math
 import os
 import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import run_helpers
@@ -18,6 +21,7 @@ from qwen3_jax.data.corpora import prepare_corpora
 from qwen3_jax.fingerprint import fingerprints
 from qwen3_jax.metrics import read_metrics
 from qwen3_jax.models.transformer import abstract_parameters
+from qwen3_jax.observability.goodput import goodput
 from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.sharding import make_mesh
 from qwen3_jax.stages import kinds, pretrain
@@ -53,7 +57,7 @@ class Pipeline:
 
   def abstract(self):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = abstract_parameters(make_model_config(self.config))
+    shapes = abstract_parameters(make_model_config(self.config.model))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
 
 
@@ -120,6 +124,53 @@ def test_a_step_s_seconds_are_those_until_the_next(material, tmp_path):
   assert [line["step"] for line in lines] == list(range(1, STEPS["s1"] + 1))
   for line in lines:
     assert line["step_seconds"] >= line["data_wait_seconds"] >= pause
+
+
+def test_parts_of_a_step_s_seconds(material, tmp_path):
+  """Slow input, host and device; the device works while the host prepares the next step, which hides that much."""
+  slow_input, slow_host, slow_device = 0.05, 0.1, 0.5
+  pipeline = Pipeline(material, tmp_path / "run", stages__s1__evaluate_every=100, checkpoint__every=100)
+  stage = pipeline.stage("s1")
+  source = stage.batches.next_batch
+
+  def next_batch(state):
+    time.sleep(slow_input)
+    return source(state)
+
+  @jax.jit
+  def through_device(tokens, rounds):
+    ones = jnp.ones((400, 400))
+    product = jax.lax.fori_loop(0, rounds, lambda _, matrix: matrix @ ones / 400, ones)
+    return tokens + (product[0, 0] < 0).astype(tokens.dtype)
+
+  tokens = jnp.zeros(1, jnp.int32)
+  through_device(tokens, 1).block_until_ready()
+  began = time.monotonic()
+  through_device(tokens, 50).block_until_ready()
+  rounds = math.ceil(50 * slow_device / (time.monotonic() - began))
+
+  def complete(batch):
+    time.sleep(slow_host)
+    return dataclasses.replace(batch, tokens=through_device(batch.tokens, rounds))
+
+  stage.batches.next_batch = next_batch
+  stage = dataclasses.replace(stage, complete=complete)
+  started = time.monotonic()
+  run_stage(stage, pipeline.config, pipeline.workdir, pipeline.mesh, None, 0, PreemptionNotice())
+  seconds = time.monotonic() - started
+  lines = [line for line in read_metrics(pipeline.workdir.metrics("s1")) if "step_seconds" in line]
+  assert [line["step"] for line in lines] == list(range(1, STEPS["s1"] + 1))
+  for line in lines:
+    parts = line["data_wait_seconds"], line["host_seconds"], line["device_seconds"]
+    assert sum(parts) == pytest.approx(line["step_seconds"], abs=1e-6)
+  for line in lines[1:5]:  # between those that fill the queue and those that empty it
+    assert slow_input <= line["data_wait_seconds"] < slow_input + slow_host
+    assert slow_host <= line["host_seconds"] < slow_host + (slow_device - slow_host - slow_input) / 2
+    assert line["device_seconds"] > (slow_device - slow_host - slow_input) / 2
+  found = goodput(pipeline.workdir)
+  assert found.seconds["input"] >= STEPS["s1"] * slow_input
+  assert STEPS["s1"] * (slow_device - slow_input) / 2 < found.productive < found.total <= seconds
+  assert found.total > seconds - 1.0
 
 
 def test_learning_rate_follows_the_schedule_of_each_stage(trained):

@@ -175,8 +175,9 @@ def test_micro_batch_balance_loss_would_differ():
   assert float(jnp.linalg.norm(by_part - whole)) > 0.05 * float(jnp.linalg.norm(whole))
 
 
-def test_running_balance_counts():
-  """Micro-batch i is balanced with the counts of micro-batches 1..i, weighed by its share of the targets."""
+@pytest.mark.parametrize("counts", ["running", "micro"])
+def test_balance_counts_of_micro_batches(counts):
+  """Micro-batch i is balanced with the counts of 1..i, or with its own, weighed by its share of the targets."""
   n, params = 4, create_state(MOE, optax.identity(), make_mesh({}, jax.devices()[:1]), seed=1).params
   parts = [jax.tree.map(lambda x, i=i: x[i::n], make_batch()) for i in range(n)]
 
@@ -184,13 +185,13 @@ def test_running_balance_counts():
     total, weight, slots = 0.0, 0.0, 0.0
     for part in parts:
       output = next_token(1e-3)(from_parameters(MOE, params), part, jax.random.PRNGKey(0))
-      slots += jax.lax.stop_gradient(output.router.slots)
+      slots = jax.lax.stop_gradient(output.router.slots) + (slots if counts == "running" else 0.0)
       balance = MOE.router_aux_loss_coef * balance_loss(output.router, slots, output.router.tokens)
       total, weight = total + output.loss_sum + output.weight * balance, weight + output.weight
     return total / weight
 
   expected = jax.jit(jax.grad(loss))(params)["layers"]["feed_forward"]["router"]
-  gradients, _ = gradient_of_step(MOE, {}, n, balance_counts="running")
+  gradients, _ = gradient_of_step(MOE, {}, n, balance_counts=counts)
   exact, _ = gradient_of_step(MOE, {}, n)
   found, exact = (g["layers"]["feed_forward"]["router"] for g in (gradients, exact))
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.max(jnp.abs(expected))))

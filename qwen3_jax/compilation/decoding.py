@@ -24,7 +24,9 @@ CONTEXTS = (1024, 4096, 16_384, 32_768)  # tokens a sequence
 
 def decode_report(config: ConfigDict, topology: Topology, settings: EngineSettings) -> Report:
   """Of the config's model in bfloat16, on as large a cache as the devices hold beside it."""
-  model = make_model_config(config, dtype="bfloat16", param_dtype="bfloat16", remat="none", offload_layer_inputs=False)
+  model = make_model_config(
+    config.model, dtype="bfloat16", param_dtype="bfloat16", remat="none", offload_layer_inputs=False
+  )
   mesh = make_mesh(decoding_shape(model, topology.device_count), topology.devices())
   context = settings.max_length  # of every slot: what the kernel states its cost for, too
   parameters = device_bytes(DecodeProgram(model, settings, 1, context).arguments(mesh)["parameters"])

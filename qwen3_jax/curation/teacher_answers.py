@@ -26,17 +26,19 @@ from qwen3_jax.data.chat_template import check_messages
 from qwen3_jax.data.conversation import encode_conversation, thinking_mode
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.evaluation.records import field, read_records
-from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.models.transformer import Parameters, Transformer
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.registry import verify_all
+from qwen3_jax.rl.asking import rollout_settings
 from qwen3_jax.rl.modes import in_mode
 from qwen3_jax.rollout.engine import Engine
-from qwen3_jax.rollout.generate import end_ids
+from qwen3_jax.rollout.generate import context_length, end_ids
 from qwen3_jax.rollout.request import Request, Result, derived_seed
 from qwen3_jax.rollout.sampling import NOT_THINKING, THINKING, SamplingParams
 
 OnProgress = Callable[[int, int], None]
 KEEP = ("right", "all")
+ANSWERS = "answers.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,13 @@ class TeacherSettings:
         raise ValueError(f"{name}={getattr(self, name)}, expected from 0 to 1")
     if self.keep not in KEEP:
       raise ValueError(f"keep={self.keep!r}: no such choice.{nearest.or_all(self.keep, KEEP)}")
+
+
+def teacher_engine(model: Transformer, settings: TeacherSettings, slots: int, max_length: int) -> Engine:
+  """An engine for `teacher_answers`: `slots` answers at a time, of at most `max_length` tokens with their prompt."""
+  adjusts = settings.thinking.adjusts or settings.not_thinking.adjusts
+  of_engine = rollout_settings(slots, min(max_length, context_length(model.config)))
+  return Engine(model.config, dataclasses.replace(of_engine, adjustments=adjusts))
 
 
 def teacher_answers(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from qwen3_jax.config import model_settings
 from qwen3_jax.curation.fusion_pipeline import CONVERSATIONS, fusion_data
 from qwen3_jax.curation.fusion_settings import FusionSettings
+from qwen3_jax.curation.teacher_answers import ANSWERS, TeacherSettings, teacher_answers, teacher_engine
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.models.transformer import Transformer, from_parameters, parameters
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
+from qwen3_jax.rollout.sampling import SamplingParams
 from qwen3_jax.workdir import Workdir
+
+FILES = {"fusion": CONVERSATIONS, "answers": ANSWERS}
 
 
 def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, workdir: Workdir) -> Path:
@@ -21,40 +28,86 @@ def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, wor
 
   What was written is not written again. Raises DataError that names the key.
   """
+  settings = config.data.written[name]
   folder = workdir.path / "written" / name
-  conversations = folder / CONVERSATIONS
+  conversations = folder / FILES[settings.kind]
   if conversations.exists():
     return conversations
   key = f"data.written.{name}"
   if jax.process_count() > 1:
-    raise DataError(f"{key}: written in one process, there are {jax.process_count()}; see fusion_data")
-  from qwen3_jax.curation.model_judge import make_asker
-  from qwen3_jax.fusion_data import read_non_thinking
+    commands = {"fusion": "fusion_data", "answers": "distillation_data"}
+    raise DataError(f"{key}: written in one process, there are {jax.process_count()}; see {commands[settings.kind]}")
   from qwen3_jax.loading import load_parameters
-  from qwen3_jax.models.transformer import from_parameters
   from qwen3_jax.parameter_folder import find_checkpoint
 
-  settings = config.data.written[name]
   written_by = workdir.stage(settings.stage)
   print(f"Writing {conversations} with the model of stage {settings.stage!r}", flush=True)
   try:
-    samples = [sample for spec in settings.non_thinking for sample in read_non_thinking(spec, config.seed)]
-    model_config, params = load_parameters(written_by, config.model.dtype, unroll_layers=config.model.unroll_layers)
-    sampling = {of: settings[of] for of in ("temperature", "max_length", "max_new_tokens", "slots")}
-    fusion_data(
-      make_asker(from_parameters(model_config, params), tokenizer, **sampling),
-      _problems(settings.problems),
-      samples,
-      FusionSettings(**settings.fusion.to_dict()),
+    of_stage = model_settings(config, settings.stage)
+    model_config, params = load_parameters(written_by, of_stage.dtype, unroll_layers=of_stage.unroll_layers)
+    write = _WRITERS[settings.kind]
+    write(
+      settings,
+      from_parameters(model_config, params),
+      tokenizer,
       folder,
       config.seed,
-      direct=_problems(settings.direct_answers),
-      params=params,
-      described={"checkpoint": str(find_checkpoint(written_by)), "dtype": config.model.dtype, **sampling},
+      {"checkpoint": str(find_checkpoint(written_by)), "dtype": of_stage.dtype},
     )
   except (ValueError, ImportError, OSError) as error:
     raise DataError(f"{key}: {error}") from error
   return conversations
+
+
+def _fusion(
+  settings: ConfigDict, model: Transformer, tokenizer: Tokenizer, folder: Path, seed: int, described: dict[str, str]
+) -> None:
+  from qwen3_jax.curation.model_judge import make_asker
+  from qwen3_jax.fusion_data import read_non_thinking
+
+  samples = [sample for spec in settings.non_thinking for sample in read_non_thinking(spec, seed)]
+  sampling = {of: settings[of] for of in ("temperature", "max_length", "max_new_tokens", "slots")}
+  fusion_data(
+    make_asker(model, tokenizer, **sampling),
+    _problems(settings.problems),
+    samples,
+    FusionSettings(**settings.fusion.to_dict()),
+    folder,
+    seed,
+    direct=_problems(settings.direct_answers),
+    params=parameters(model),
+    described={**described, **sampling},
+  )
+
+
+def _answers(
+  settings: ConfigDict, model: Transformer, tokenizer: Tokenizer, folder: Path, seed: int, described: dict[str, str]
+) -> None:
+  sampling = SamplingParams(temperature=settings.temperature, top_p=settings.top_p)
+  of_teacher = TeacherSettings(
+    samples=settings.samples,
+    thinking_share=settings.thinking_share,
+    plain_share=settings.plain_share,
+    seed=seed,
+    max_new_tokens=settings.max_new_tokens,
+    thinking=sampling,
+    not_thinking=sampling,
+    at_a_time=4 * settings.slots,
+  )
+  report = teacher_answers(
+    teacher_engine(model, of_teacher, settings.slots, settings.max_length),
+    parameters(model),
+    tokenizer,
+    _problems(settings.problems),
+    folder,
+    of_teacher,
+    teacher=", ".join(described.values()),
+  )
+  if not report["totals"].get("kept"):
+    raise ValueError(f"none of the answers of stage {settings.stage!r} is right and of good form")
+
+
+_WRITERS: dict[str, Callable[..., None]] = {"fusion": _fusion, "answers": _answers}
 
 
 def _problems(spec: str) -> list[Problem]:

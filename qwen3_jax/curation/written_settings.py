@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import WRITTEN
+from qwen3_jax import nearest
+from qwen3_jax.config import WRITTEN, WRITTEN_KINDS
 from qwen3_jax.curation.fusion_settings import FusionSettings
 from qwen3_jax.problems.sources import check_spec
 
@@ -15,16 +16,25 @@ def written_problems(config: ConfigDict) -> Iterator[str]:
   """One line for each reason why what `config.data.written` describes cannot be written."""
   for name, settings in config.data.written.items():
     key = f"data.written.{name}."
-    if settings.stage not in config.pipeline:
-      yield f"{key}stage={settings.stage!r}: not in the pipeline. Known: {', '.join(map(str, config.pipeline))}"
+    if settings.stage not in config.stages:
+      near = nearest.sentence(settings.stage, config.stages)
+      yield f"{key}stage={settings.stage!r}: no such stage.{near} Known: {', '.join(config.stages)}"
     for of in ("problems", "direct_answers"):
-      if settings[of] and (problem := check_spec(settings[of])) is not None:
+      if settings.get(of) and (problem := check_spec(settings[of])) is not None:
         yield f"{key}{of}={problem}"
     if not settings.problems:
       yield f"{key}problems='': names no problems"
-    for of in ("max_length", "max_new_tokens", "slots"):
-      if settings[of] < 1:
+    for of in ("max_length", "max_new_tokens", "slots", "samples"):
+      if settings.get(of, 1) < 1:
         yield f"{key}{of}={settings[of]}: must be at least 1"
+    for of in ("thinking_share", "plain_share", "top_p"):
+      if not 0 <= settings.get(of, 0) <= 1:
+        yield f"{key}{of}={settings[of]}: must lie in [0, 1]"
+    if settings.kind not in WRITTEN_KINDS:
+      near = nearest.sentence(settings.kind, WRITTEN_KINDS)
+      yield f"{key}kind={settings.kind!r}: unknown.{near} Known: {', '.join(WRITTEN_KINDS)}"
+    if "fusion" not in settings:
+      continue
     try:
       FusionSettings(**settings.fusion.to_dict())
     except ValueError as error:

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from qwen3_jax.atomic_folder import atomic_folder
-from qwen3_jax.config import WRITTEN
+from qwen3_jax.config import WRITTEN, model_settings
 from qwen3_jax.data.prepare import fingerprint, is_prepared, prepare
 from qwen3_jax.data.prepared import PreparedCorpus
 from qwen3_jax.data.records import DataError, read_manifest
@@ -36,7 +36,7 @@ def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[
   """
   names = sorted({name for stage in config.pipeline for name in config.stages[stage].get("mixture", {})})
   tokenizer = _tokenizer(config, names, workdir)
-  rows = config.model.vocab_size
+  rows = min(model_settings(config, stage).vocab_size for stage in config.pipeline)
   if tokenizer.vocab_size > rows:
     raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocab_size={rows} rows")
   ready = [name for name in names if not config.data.corpora[name].source.startswith(WRITTEN)]

@@ -33,16 +33,20 @@ class Attention(nnx.Module):
     self.key = normal_parameter(rngs, config, (L, D, K, H), ("layers", *_KEY_VALUE))
     self.value = normal_parameter(rngs, config, (L, D, K, H), ("layers", *_KEY_VALUE))
     self.output = normal_parameter(rngs, config, (L, N * H, D), ("layers", *_OUTPUT))
-    self.query_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
-    self.key_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
+    self.qk_norm = config.qk_norm
+    if config.qk_norm:
+      self.query_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
+      self.key_norm = RMSNorm(config, (L, H), ("layers", "head_dim"))
 
   def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
     """x [B, T, D] -> ([B, T, D], what `attend` keeps); `attend` takes [B, T, N or K, H] and says what a token sees."""
     query = checkpoint_name(linear(x, self.query[...].astype(self.dtype), _QUERY), "query")
     key = checkpoint_name(linear(x, self.key[...].astype(self.dtype), _KEY_VALUE), "key")
     value = checkpoint_name(linear(x, self.value[...].astype(self.dtype), _KEY_VALUE), "value")
-    query = constrain(rotate(self.query_norm(query), *rope), "batch", "length", "heads", "head_dim")
-    key = constrain(rotate(self.key_norm(key), *rope), "batch", "length", "kv_heads", "head_dim")
+    if self.qk_norm:
+      query, key = self.query_norm(query), self.key_norm(key)
+    query = constrain(rotate(query, *rope), "batch", "length", "heads", "head_dim")
+    key = constrain(rotate(key, *rope), "batch", "length", "kv_heads", "head_dim")
     value = constrain(value, "batch", "length", "kv_heads", "head_dim")
     attended, kept = attend(query, key, value)
     return linear(attended, self.output[...].astype(self.dtype), _OUTPUT), kept

@@ -32,6 +32,7 @@ class ModelConfig:
   num_kv_heads: int = 8  # K
   head_dim: int = 128  # H; N * H need not equal D
   tie_word_embeddings: bool = True
+  qk_norm: bool = True  # RMSNorm of queries and keys, by head; False only to measure what it is worth
   rms_norm_eps: float = 1e-6
   rope_theta: float = 1e6  # base; 1e4 in S1 and S2, 1e6 from S3 on (ABF)
   yarn_factor: float = 1.0
@@ -90,7 +91,7 @@ class ModelConfig:
 
   def _parameters(self, experts: int) -> int:
     D, H, F = self.hidden_size, self.head_dim, self.intermediate_size
-    attention = D * H * (2 * self.num_heads + 2 * self.num_kv_heads) + 2 * H
+    attention = D * H * (2 * self.num_heads + 2 * self.num_kv_heads) + (2 * H if self.qk_norm else 0)
     feed_forward = experts * 3 * D * F + D * self.num_experts if self.is_moe else 3 * D * F
     embeddings = self.vocab_size * D * (1 if self.tie_word_embeddings else 2)
     return embeddings + self.num_layers * (attention + feed_forward + 2 * D) + D
@@ -147,6 +148,7 @@ class ModelConfig:
       # The dense reference defaults to 128, the MoE reference derives it.
       "head_dim": hf.get("head_dim") or (hf["hidden_size"] // heads if moe else 128),
       "tie_word_embeddings": hf.get("tie_word_embeddings", False),
+      "qk_norm": hf.get("qk_norm", True),  # ours alone: transformers' Qwen3 always has it
       "rms_norm_eps": hf.get("rms_norm_eps", 1e-6),
       "rope_theta": float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
       "yarn_factor": float(rope["factor"]) if yarn else 1.0,
@@ -167,7 +169,7 @@ class ModelConfig:
     return cls(**fields)
 
   def to_hf(self) -> dict[str, Any]:
-    """The `config.json` that transformers 4 and 5 both read."""
+    """The `config.json` that transformers 4 and 5 both read; without QK-Norm, `from_hf` alone understands it."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
     if self.yarn_factor != 1.0:
       rope = {
@@ -200,6 +202,8 @@ class ModelConfig:
       "sliding_window": None,
       "use_cache": True,
     }
+    if not self.qk_norm:
+      hf["qk_norm"] = False
     if self.is_moe:
       hf |= {
         "moe_intermediate_size": self.intermediate_size,

@@ -4,7 +4,7 @@
 |---|---|
 | `jsonl:FILE` | of a file that `records.write_problems` wrote |
 | `reasoning-gym:FAMILIES:COUNT[:SEED[:CONFIG]]` | COUNT of each family, comma-separated, or `all`; extra `rl` |
-| `cups:COUNT[:SEED[:LEAST-MOST]]` | the built-in task of `cups.py`, with so many swaps |
+| `cups:COUNT[:SEED[:LEAST-MOST[:numbered]]]` | the built-in task of `cups.py`, with so many swaps |
 
 CONFIG is a JSON object: of a family, the library's options.
 """
@@ -33,7 +33,7 @@ def check_spec(spec: str) -> str | None:
     elif kind == "cups":
       _cups(rest)
   except ValueError:
-    forms = {"reasoning-gym": "FAMILIES:COUNT[:SEED[:CONFIG]]", "cups": "COUNT[:SEED[:LEAST-MOST]]"}
+    forms = {"reasoning-gym": "FAMILIES:COUNT[:SEED[:CONFIG]]", "cups": "COUNT[:SEED[:LEAST-MOST[:numbered]]]"}
     return f"{spec!r}: expected {kind}:{forms[kind]}"
   return None
 
@@ -71,10 +71,12 @@ def _gym(rest: str) -> tuple[list[str], int, int, dict[str, Any] | None]:
   return names.split(","), int(count), int(seed), options
 
 
-def _cups(rest: str) -> tuple[int, int, tuple[int, int]]:
-  count, seed, swaps = _fields(rest, "0", "6-6")
+def _cups(rest: str) -> tuple[int, int, tuple[int, int], bool]:
+  count, seed, swaps, style = _fields(rest, "0", "6-6", "")
   least, most = swaps.split("-")
-  return int(count), int(seed), (int(least), int(most))
+  if style not in ("", "numbered"):
+    raise ValueError(style)
+  return int(count), int(seed), (int(least), int(most)), style == "numbered"
 
 
 def _fields(rest: str, *defaults: str) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from qwen3_jax.data.sources import Document, SourceError
-from qwen3_jax.problems.cups import places
+from qwen3_jax.problems.cups import is_numbered, places
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
 
@@ -55,31 +55,60 @@ def is_careful(thinking: str) -> bool:
 
 
 def _cups(problem: Problem) -> str:
-  """The ball's place after every swap."""
-  return " ".join(places(problem))
+  """The ball's place after every swap, behind the swap's number where it has one."""
+  found = places(problem)
+  return " ".join(f"{n} {place}" for n, place in enumerate(found, 1)) if is_numbered(problem) else " ".join(found)
 
 
 def _chain_sum(problem: Problem) -> str:
-  """The sum after every term, the term in front of it: a step has all that it needs next to it."""
+  """The sum after every term, with its sign and two digits: each is as far from its term as the others from theirs."""
   match = re.search(r"(-?\d+(?: [-+] \d+)*) =", problem.prompt)
   assert match is not None
   first, *rest = match[1].split()
-  total, found = int(first), [first]
+  totals = [int(first)]
   for sign, term in zip(rest[::2], rest[1::2]):
-    total += int(f"{sign}{term}")
-    found.append(f"{sign} {term} = {total}")
-  return " ".join(found)
+    totals.append(totals[-1] + int(f"{sign}{term}"))
+  return " ".join(f"{total:+03d}" for total in totals)
 
 
 def _letter_counting(problem: Problem) -> str:
-  """The words, each with the count so far."""
+  """Each word, then its letters, with the count so far after every one that counts."""
   match = re.search(r'letter "(.)" appear in the text: "(.*)"', problem.prompt, re.DOTALL)
   assert match is not None
-  letter, text = match.groups()
+  letter, text = match[1].lower(), match[2]
   count, found = 0, []
   for word in text.split():
-    count += word.lower().count(letter.lower())
-    found.append(f"{word} {count}")
+    found.append(word)
+    for character in word.lower():
+      found.append(character)
+      if character == letter:
+        count += 1
+        found.append(str(count))
+  return " ".join(found)
+
+
+# Whose color each side takes when another side (the key) comes to the top.
+_COMES_FROM = {
+  "right": {"top": "right", "right": "bottom", "bottom": "left", "left": "top"},
+  "front": {"top": "front", "front": "bottom", "bottom": "back", "back": "top"},
+  "left": {"top": "left", "left": "bottom", "bottom": "right", "right": "top"},
+  "back": {"top": "back", "back": "bottom", "bottom": "front", "front": "top"},
+  "bottom": {"top": "bottom", "bottom": "top", "front": "back", "back": "front"},
+}
+
+
+def _color_cube_rotation(problem: Problem) -> str:
+  """Backward from the side that is asked for: each rotation by the side that comes to the top, and where the side was.
+
+  The last is the side at first, whose color is the answer.
+  """
+  *rotations, question = problem.prompt.split("\n\n")[1:]
+  (side,) = re.findall(r"color of the (\w+) side", question)
+  found = [side]
+  for sentence in reversed(rotations):
+    (name,) = re.findall(rf"\b({'|'.join(_COMES_FROM)})\b", sentence)
+    side = _COMES_FROM[name].get(side, side)
+    found += [name, side]
   return " ".join(found)
 
 
@@ -87,6 +116,7 @@ TASKS: dict[str, Callable[[Problem], str]] = {
   "cups": _cups,
   "chain_sum": _chain_sum,
   "letter_counting": _letter_counting,
+  "color_cube_rotation": _color_cube_rotation,
 }
 
 

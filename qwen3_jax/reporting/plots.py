@@ -84,6 +84,7 @@ def draw(
   size: tuple[float, float] = (5.2, 2.6),
   log: bool = False,
   format_y: Callable[[float], str] = lambda value: f"{value:g}",
+  format_x: Callable[[float], str] = compact,
   y_top: float | None = None,
   x_label: str = "tokens",
   band: Band | None = None,
@@ -97,6 +98,7 @@ def draw(
     size: width and height in inches; the page scales it.
     log: logarithmic values.
     format_y: how to print a value.
+    format_x: likewise a place along the axis below.
     y_top: where the axis of values ends, when curves may go beyond.
     x_label: what the axis below counts.
     band: shaded behind the curves; its line is not drawn.
@@ -120,7 +122,7 @@ def draw(
     if y_top is not None:
       axes.set_ylim(top=y_top)
     axes.xaxis.set_major_locator(MaxNLocator(5 if size[0] < 7 else 8, steps=_ROUND))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_x(value)))
     axes.set_xlabel(x_label)
     end = max([last for _, _, last in spans] or [float(curve.x[-1]) for curve in curves if curve.x.size] or [1.0])
     axes.set_xlim(-0.01 * end, 1.01 * end)

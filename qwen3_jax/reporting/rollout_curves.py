@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from qwen3_jax.progress import compact
+from qwen3_jax.reporting.compute import pass_at_more
 from qwen3_jax.reporting.curves import percent, short, smoothed
 from qwen3_jax.reporting.plots import Band, Curve, color, draw
 from qwen3_jax.reporting.run_record import StageRecord
@@ -63,14 +64,9 @@ def rollout_plots(stage: StageRecord, prefix: str) -> list[dict[str, Any]]:
 
 def _score(stage: StageRecord) -> _Spec:
   labels = {"rollout/pass@1": "of the rollouts", "validation/pass@1": "held-out problems"}
-  for name in filter(_is_pass_at_more, sorted(stage.names)):
+  if name := pass_at_more(stage.names):
     labels[name] = f"held-out problems, {name.removeprefix('validation/')}"
-    break
   return _Spec("score", "Right answers", "", labels, percent)
-
-
-def _is_pass_at_more(name: str) -> bool:
-  return name.startswith("validation/pass@") and name.count("/") == 1 and name != "validation/pass@1"
 
 
 def _entropy(stage: StageRecord, prefix: str) -> dict[str, Any] | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 import unicodedata
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from qwen3_jax.metrics import read_metrics, read_samples
+from qwen3_jax.reporting.numbers import is_number
 from qwen3_jax.workdir import Workdir, WorkdirError, read_json
 
 
@@ -42,7 +42,7 @@ class StageRecord:
     batch, length = self.settings.get("batch_size"), self.settings.get("sequence_length")
     if isinstance(batch, int) and isinstance(length, int) and batch * length > 0:
       return float(batch * length)
-    seen = [(line["step"], line["tokens_seen"]) for line in self.lines if _is_number(line.get("tokens_seen"))]
+    seen = [(line["step"], line["tokens_seen"]) for line in self.lines if is_number(line.get("tokens_seen"))]
     if seen and seen[-1][0] > seen[0][0]:
       return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
     return seen[0][1] / max(seen[0][0], 1) if seen else 1.0
@@ -53,10 +53,10 @@ class StageRecord:
 
   @property
   def planned_steps(self) -> int | None:
-    if _is_number(steps := self.settings.get("steps")):
+    if is_number(steps := self.settings.get("steps")):
       return int(steps)
     tokens = self.settings.get("tokens")
-    return int(tokens // self.tokens_per_step) if _is_number(tokens) else None
+    return int(tokens // self.tokens_per_step) if is_number(tokens) else None
 
   @property
   def tokens(self) -> float:
@@ -66,7 +66,7 @@ class StageRecord:
   @property
   def wall_seconds(self) -> float | None:
     """From the first line to the last, time that the run lay stopped included."""
-    times = [line["time"] for line in self.lines if _is_number(line.get("time"))]
+    times = [line["time"] for line in self.lines if is_number(line.get("time"))]
     return max(times) - min(times) if times else None
 
   @property
@@ -90,7 +90,7 @@ class StageRecord:
 
   def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric, where it is finite."""
-    pairs = [(line["step"], line[metric]) for line in self.lines if _is_number(line.get(metric))]
+    pairs = [(line["step"], line[metric]) for line in self.lines if is_number(line.get(metric))]
     array = np.asarray(pairs, np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
@@ -117,7 +117,7 @@ class StageRecord:
   def not_finite(self) -> int:
     """Logged steps whose loss or gradient was not finite."""
     of_training = [line for line in self.lines if "learning_rate" in line]
-    return sum(not (_is_number(line.get("loss")) and _is_number(line.get("gradient_norm"))) for line in of_training)
+    return sum(not (is_number(line.get("loss")) and is_number(line.get("gradient_norm"))) for line in of_training)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +214,3 @@ def _read_object(path: Path, notices: list[str]) -> dict[str, Any]:
     notices.append(f"{path.name} is damaged")
     return {}
   return value
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -28,6 +28,8 @@ KINDS = {
   "reasoning_gym": "qwen3_jax.rewards.task",
   "sets": "qwen3_jax.rewards.sets",
 }
+# Before the name of a module outside this package, in the place of a kind: likewise, but it needs only one of the two.
+MODULE = "module:"
 _SANDBOXED = {"code"}  # its own processes: `verify_apart` runs in a thread of this one
 _IMMEDIATE = {"arithmetic", "exact", "numeric", "sets"}  # verified here, whatever the answer
 _SECONDS = 10.0  # for an answer, where the spec does not say otherwise
@@ -37,8 +39,10 @@ def check_problem(problem: Problem) -> None:
   """Whether the problem can be verified. Raises ValueError, ImportError naming the extra to install."""
   kind = problem.verifier.get("kind", "")
   try:
-    if kind not in KINDS:
+    if not _is_known(kind):
       raise ValueError(f"verifier.kind={kind!r}: no such kind.{nearest.or_all(str(kind), KINDS)}")
+    if kind not in KINDS:
+      _check_module(kind)
     if not option(problem.verifier, "seconds", _SECONDS, (int, float)) > 0:
       raise ValueError(f"verifier.seconds={problem.verifier['seconds']!r}: expected more than 0")
     _module(kind).check(problem)
@@ -48,7 +52,10 @@ def check_problem(problem: Problem) -> None:
 
 def is_immediate(problem: Problem) -> bool:
   """Whether any answer is verified in this process, in no time."""
-  return problem.verifier["kind"] in _IMMEDIATE and "pattern" not in problem.verifier
+  kind = problem.verifier["kind"]
+  if kind.startswith(MODULE):
+    return not hasattr(_module(kind), "verify_apart")
+  return kind in _IMMEDIATE and "pattern" not in problem.verifier
 
 
 def verify(problem: Problem, response: str, *, seconds: float = _SECONDS) -> Verdict:
@@ -107,9 +114,17 @@ def judge(payload: dict[str, Any]) -> dict[str, Any]:
 
 def _here(problem: Problem, response: str) -> Verdict | None:
   kind = problem.verifier.get("kind", "")
-  if kind not in KINDS:
+  if not _is_known(kind):
     return Verdict(0.0, f"no verifier of kind {kind!r}.{nearest.or_all(str(kind), KINDS)}")
-  return _guarded(_module(kind).verify_here, problem, response)
+  verdict = _guarded(_verify_here, problem, response)
+  if verdict is None and not hasattr(_module(kind), "verify_apart"):
+    return Verdict(0.0, f"{kind!r} gives no verdict")
+  return verdict
+
+
+def _verify_here(problem: Problem, response: str) -> Verdict | None:
+  function = getattr(_module(problem.verifier["kind"]), "verify_here", None)
+  return function(problem, response) if function is not None else None
 
 
 def _apart(problem: Problem, response: str, seconds: float, pool: Pool) -> Verdict:
@@ -127,7 +142,10 @@ def _apart(problem: Problem, response: str, seconds: float, pool: Pool) -> Verdi
 
 def _guarded(function: Any, problem: Problem, response: str) -> Any:
   try:
-    return function(problem, response)
+    verdict = function(problem, response)
+    if verdict is not None and not isinstance(verdict, Verdict):
+      raise TypeError(f"returned {verdict!r}, expected a Verdict")
+    return verdict
   except NoAnswer as error:
     return Verdict(0.0, str(error))
   except Exception as error:  # of any kind: answers are hostile, libraries not ready for them
@@ -136,7 +154,24 @@ def _guarded(function: Any, problem: Problem, response: str) -> Any:
 
 @functools.cache
 def _module(kind: str) -> Any:
-  return importlib.import_module(KINDS[kind])
+  return importlib.import_module(KINDS.get(kind) or kind.removeprefix(MODULE))
+
+
+def _is_known(kind: Any) -> bool:
+  return kind in KINDS or (isinstance(kind, str) and kind.startswith(MODULE))
+
+
+def _check_module(kind: str) -> None:
+  """Raises ValueError for a module that cannot be imported or lacks the functions."""
+  try:
+    module = _module(kind)
+  except Exception as error:  # of any kind: it is not ours
+    raise ValueError(
+      f"verifier.kind={kind!r}: cannot be imported from the current folder or PYTHONPATH"
+      f" ({type(error).__name__}: {error})"
+    ) from error
+  if not hasattr(module, "check") or not (hasattr(module, "verify_here") or hasattr(module, "verify_apart")):
+    raise ValueError(f"verifier.kind={kind!r}: {module.__name__} must have check, and verify_here or verify_apart")
 
 
 def _processors() -> int:

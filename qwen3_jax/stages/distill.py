@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from qwen3_jax.config import OF_STAGE, teacher_mesh, teacher_model
+from qwen3_jax.config import OF_STAGE, model_settings, teacher_mesh, teacher_model
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.distillation.student_collector import NoTerms, StudentCollector
@@ -45,7 +45,7 @@ def teacher_programs(config: ConfigDict, name: str) -> dict[str, TeacherProgram]
 
 def _program(config: ConfigDict, name: str, teachers: tuple[ModelConfig, ...], vocabulary: int = 0) -> TrainProgram:
   settings = config.stages[name]
-  objective = distillation(Distillation(**settings.distillation), vocabulary or config.model.vocab_size)
+  objective = distillation(Distillation(**settings.distillation), vocabulary or model_settings(config, name).vocab_size)
   return stage_program(config, name, objective, teachers=teachers)
 
 
@@ -70,7 +70,7 @@ def make_stage(config: ConfigDict, name: str, tokenizer: Tokenizer, mesh: Mesh, 
       mesh=make_mesh(teacher_mesh(config, name, teacher)),
       offload=settings.teachers[teacher].offload,
       student_mesh=mesh,
-      vocab_size=config.model.vocab_size,
+      vocab_size=model_settings(config, name).vocab_size,
       batch_shape=(settings.batch_size, settings.sequence_length),
       micro_batches=settings.micro_batches,
     )

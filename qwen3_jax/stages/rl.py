@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from qwen3_jax.batch import Batch
 from qwen3_jax.checkpoint import Checkpointer, CheckpointError
+from qwen3_jax.config import model_settings
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.cached import decoding_layout
@@ -38,7 +39,7 @@ def make_program(config: ConfigDict, name: str) -> TrainProgram:
   fields = RolloutFields(
     old=settings.minibatches * settings.epochs > 1,
     reference=settings.grpo.kl_coefficient > 0,
-    experts=config.model.num_experts > 0 and settings.routing_replay,
+    experts=model_settings(config, name).num_experts > 0 and settings.routing_replay,
   )
   objective = grpo(GRPO(**settings.grpo, temperature=settings.rollout.temperature))
   return stage_program(config, name, objective, rollout=fields)

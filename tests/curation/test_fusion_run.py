@@ -6,7 +6,7 @@ import pytest
 import run_helpers
 from run_helpers import finish, series
 
-from qwen3_jax.config import corpus, sft_stage, written
+from qwen3_jax.config import corpus, sft_stage, written_fusion
 from qwen3_jax.config_checks import ConfigError, validate
 from qwen3_jax.config_loading import load
 
@@ -20,7 +20,7 @@ def test_from_cold_start_to_fusion_in_one_run(tmp_path):
     "stages.cold_start.tokens": 3 * 8 * 128,
     "stages.reasoning_rl.steps": 2,
     "stages.reasoning_rl.evaluate_problems": 2,
-    "stages.fusion.tokens": 3 * 8 * 256,
+    "stages.fusion.tokens": 3 * 8 * 320,
     "stages.fusion.evaluate_problems": 2,
     "stages.fusion.rollout.max_new_tokens": 8,
   }
@@ -39,7 +39,7 @@ def test_from_cold_start_to_fusion_in_one_run(tmp_path):
   "changes, expected",
   [
     ({"stage": "fusion"}, "data.written.fusion.stage='fusion': no stage before 'fusion', which reads it"),
-    ({"stage": "rl"}, "data.written.fusion.stage='rl': not in the pipeline"),
+    ({"stage": "rl"}, "data.written.fusion.stage='rl': no such stage"),
     ({"problems": "cup:3"}, "data.written.fusion.problems='cup:3': expected kind:..."),
     ({"slots": 0}, "data.written.fusion.slots=0: must be at least 1"),
     ({"fusion": {"turns": "all"}}, "data.written.fusion.fusion: FusionSettings: turns='all'"),
@@ -49,7 +49,7 @@ def test_from_cold_start_to_fusion_in_one_run(tmp_path):
 def test_what_cannot_be_written_is_refused(changes, expected):
   config = load(f"{EXPERIMENT}:tiny", [])
   given = {"problems": "cups:5", "direct_answers": "cups:5"} | changes
-  config.data.written.fusion = written(given.pop("stage", "reasoning_rl"), **given)
+  config.data.written.fusion = written_fusion(given.pop("stage", "reasoning_rl"), **given)
   with pytest.raises(ConfigError) as error:
     validate(config)
   assert expected in str(error.value)

@@ -50,7 +50,7 @@ def test_no_experiment_is_forgotten():
 @pytest.mark.parametrize("name", SIZES)
 def test_parameter_counts(name):
   parameters, active, _ = SIZES[name]
-  model = make_model_config(experiment(name))
+  model = make_model_config(experiment(name).model)
   assert model.parameter_count() == parameters
   assert model.active_parameter_count() == active
 
@@ -62,9 +62,9 @@ def test_every_stage_and_form_instantiates(name, stage, form):
   arg = ",".join(filter(None, [stage and f"stage={stage}", form]))
   devices = 1 if form else SIZES[name][2] if name in SIZES else 2
   config = experiment(name, arg, device_count=devices)
-  assert config.pipeline == ("s1", "s2", "s3") and config.stage == stage
+  assert config.pipeline[:3] == ("s1", "s2", "s3") and config.stage == stage
   for name in config.pipeline:
-    make_model_config(config, rope_theta=config.stages[name].rope_theta)
+    make_model_config(config.model, rope_theta=config.stages[name].rope_theta)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -94,7 +94,7 @@ def test_stages_follow_the_report(name):
 def test_batch_and_lr_are_those_the_law_predicts(name):
   config = experiment(name)
   s1 = config.stages.s1
-  lr, tokens = predicted_lr_and_batch(make_model_config(config), s1.tokens)
+  lr, tokens = predicted_lr_and_batch(make_model_config(config.model), s1.tokens)
   assert math.isclose(s1.optimizer.peak_lr, lr, rel_tol=0.03)
   assert s1.batch_size == 2 ** round(math.log2(tokens / s1.sequence_length))
 
@@ -121,10 +121,11 @@ def test_law_gives_its_authors_own_settings(layers, hidden, feed_forward, kv_hea
 
 @pytest.mark.parametrize("name", ALL)
 def test_tiny_is_the_same_recipe_and_small(name):
-  full, tiny = experiment(name), experiment(name, "tiny")
-  model = make_model_config(tiny)
+  pretraining = "post=none" if name == "miniature" else ""
+  full, tiny = experiment(name, pretraining), experiment(name, f"tiny,{pretraining}".rstrip(","))
+  model = make_model_config(tiny.model)
   assert model.parameter_count() < 500_000
-  assert model.is_moe == make_model_config(full).is_moe
+  assert model.is_moe == make_model_config(full.model).is_moe
   assert model.tie_word_embeddings == full.model.tie_word_embeddings
   assert model.remat == full.model.remat
   assert tiny.tokenizer.path == "" and tiny.tokenizer.train_vocab_size <= model.vocab_size
@@ -173,8 +174,8 @@ def test_unknown_stage_and_argument():
 def test_miniature_is_the_whole_pre_training_in_small():
   for name in ("dense", "moe"):
     config = experiment("miniature", f"model={name}", device_count=2)
-    assert make_model_config(config).is_moe == (name == "moe")
-    assert 500_000 < make_model_config(config).parameter_count() < 5_000_000
+    assert make_model_config(config.model).is_moe == (name == "moe")
+    assert 500_000 < make_model_config(config.model).parameter_count() < 5_000_000
     s1, s2, s3 = config.stages.s1, config.stages.s2, config.stages.s3
     assert s3.sequence_length > s1.sequence_length == s2.sequence_length
     assert (s1.rope_theta, s3.rope_theta) == (1e4, 1e6)
@@ -200,13 +201,14 @@ def test_reasoning_follows_the_report(name, form):
 
 
 @pytest.mark.parametrize("form", ["", "tiny"])
-@pytest.mark.parametrize("task", ["cups", "chain_sum", "letter_counting"])
+@pytest.mark.parametrize("task", ["cups", "mixed_cups", "chain_sum", "letter_counting", "color_cube_rotation"])
 def test_miniature_reasoning(task, form):
   config = experiment("miniature_reasoning", f"task={task},{form}".rstrip(","), device_count=1 if form else 2)
   assert config.pipeline == ("cold_start", "reasoning_rl")
   rl = config.stages.reasoning_rl
-  assert task in rl.problems and task in config.data.corpora.traces.source and rl.problems != rl.validation_problems
-  assert make_model_config(config).parameter_count() < 600_000
+  name = task.removeprefix("mixed_")
+  assert name in rl.problems and name in config.data.corpora.traces.source and rl.problems != rl.validation_problems
+  assert make_model_config(config.model).parameter_count() < 600_000
   assert steps(config.stages.cold_start) <= (20 if form else 1000)
 
 
@@ -223,7 +225,7 @@ def test_distillation_follows_the_report(name, form):
   if form == "tiny":
     assert on.teachers[teacher].path == "stage:s1" and on.steps <= 20 and on.problems.startswith("cups:")
     return
-  model = make_model_config(config)
+  model = make_model_config(config.model)
   assert (model.parameter_count(), model.active_parameter_count()) == (parameters, active)
   large = teacher_model(config, "distill_on_policy", teacher)
   assert large.parameter_count() == SIZES["dense_32b" if form else "moe_235b"][0]
@@ -236,9 +238,9 @@ def test_distillation_follows_the_report(name, form):
 @pytest.mark.parametrize("method", ["distill", "rl"])
 def test_miniature_distillation(method, form):
   config = experiment("miniature_distillation", f"method={method},{form}".rstrip(","), device_count=1 if form else 2)
-  student = make_model_config(config)
+  student = make_model_config(config.model)
   if not form:
-    teacher = make_model_config(experiment("miniature_reasoning", "size=large", device_count=2))
+    teacher = make_model_config(experiment("miniature_reasoning", "size=large", device_count=2).model)
     assert 2.5 < teacher.parameter_count() / student.parameter_count() < 4
   assert config.stages.on_policy.kind == method and config.stages.off_policy.kind == "sft"
 

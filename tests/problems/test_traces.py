@@ -44,8 +44,31 @@ def test_traces_of_families_end_in_the_answer():
   assert len(made) == 60
   for p in made:
     thinking = steps(p)
-    last = re.findall(r"-?\d+", thinking)[-1]
+    last = str(int(re.findall(r"[-+]?\d+", thinking)[-1]))
     assert last == p.reference and verify(p, last).right
+
+
+def test_a_cube_is_turned_back_to_where_the_color_was():
+  made = open_problems('reasoning-gym:color_cube_rotation:200:0:{"color_cube_rotation": {"max_rotations": 5}}')
+  lengths = set()
+  for p in made:
+    first = steps(p).split()[-1]
+    (color,) = re.findall(rf"a (\w+) {first} side", p.prompt)
+    assert color == p.reference
+    lengths.add(len(steps(p).split()))
+  assert lengths == {3, 5, 7, 9, 11}
+
+
+def test_numbered_swaps():
+  spec = "cups:100:4:1-8:numbered"
+  made = open_problems(spec)
+  plain = cups_problems(100, 4, (1, 8))
+  assert [p.reference for p in made] == [p.reference for p in plain] and made != plain
+  for p in made:
+    thinking = steps(p).split()
+    assert thinking[::2] == [str(n) for n in range(1, len(thinking) // 2 + 1)] == p.prompt.split()[1::2]
+    assert thinking[1::2] == places(p) and thinking[-1] == p.reference
+  assert "expected cups:COUNT" in check_spec("cups:5:0:1-8:counted")
 
 
 def test_traces_are_a_source():

@@ -1,0 +1,153 @@
+"""The demo from beginning to end: does every stage do what the report says of it, in 20 minutes, killed or not?
+
+  python benchmarks/demo.py [--seeds=0,1,2] [--form=quick] [--kills=5] [--workdir=DIR] [--json=FILE]
+
+Each seed is a run of experiments/miniature.py as `make demo` starts it. Its claims are read from what it leaves, with
+95% intervals where the run measured them. With --kills a second run of the first seed gets SIGKILL so often, each time
+at a random moment of the time that the undisturbed run took, and is started again with the same command; in the end
+all its metrics but times, and all evaluations, must be those of the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from experiment_runs import ROOT, metrics
+
+from qwen3_jax.evaluation.result_tables import budget_group
+from qwen3_jax.workdir import Workdir
+
+MINUTES = {"": 20.0, "quick": 5.0}
+# What a clock says, or how often a run was started.
+TIMINGS = ("time", "seconds", "tokens_per_second", "mfu")
+
+
+def command(form: str, seed: int, workdir: Path) -> list[str]:
+  config = f"--config={ROOT}/experiments/miniature.py" + (f":{form}" if form else "")
+  return [sys.executable, "-m", "qwen3_jax.main", config, f"--config.seed={seed}", f"--workdir={workdir}"]
+
+
+def run(form: str, seed: int, workdir: Path) -> float:
+  """Seconds that it took."""
+  started = time.monotonic()
+  subprocess.run(command(form, seed, workdir), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+  return time.monotonic() - started
+
+
+def run_killed(form: str, seed: int, workdir: Path, kills: int, seconds: float) -> list[float]:
+  """Kills the run at random moments, then lets it end; the seconds that each attempt lived."""
+  rng, lived = random.Random(f"kills {seed}"), []
+  for _ in range(kills):
+    process = subprocess.Popen(command(form, seed, workdir), cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait = rng.uniform(0.02, 0.4) * seconds
+    try:
+      process.wait(timeout=wait)
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      process.wait()
+      lived.append(wait)
+  run(form, seed, workdir)
+  return lived
+
+
+def left(workdir: Path) -> dict[str, Any]:
+  """All metrics of all stages but times, and all evaluations."""
+  found: dict[str, Any] = {}
+  for stage in Workdir(workdir).stages():
+    found[stage] = [
+      {name: value for name, value in line.items() if not any(word in name for word in TIMINGS)}
+      for line in metrics(workdir, stage)
+    ]
+  for path in sorted((workdir / "evaluations").glob("*.json")):
+    found[path.name] = json.loads(path.read_text())
+  return found
+
+
+def claims(workdir: Path) -> list[tuple[str, float, tuple[float, float] | None, bool]]:
+  """What is claimed, its value, its interval, whether it holds."""
+  pass1 = lambda stage: [line["validation/pass@1"] for line in metrics(workdir, stage) if "validation/pass@1" in line]
+  cold, reinforced = pass1("reasoning_rl")[0], pass1("reasoning_rl")[-1]
+  before, fused = (_evaluation(workdir, name) for name in ("reasoning", "fusion"))
+  thinking, answering = (fused["modes"]["metrics"][f"{mode}/pass@1"] for mode in ("think", "no_think"))
+  kept = thinking - before["modes"]["metrics"]["think/pass@1"]
+  follow, budgets = fused["think_follow"], fused["budget_curve"]
+  interval = lambda task, name: tuple(task["intervals"][name]) if name in task.get("intervals", {}) else None
+  full = f"{budget_group(None)}/accuracy"
+  distilled, student_rl = pass1("student_on_policy"), pass1("student_rl")
+  return [
+    ("reasoning RL: pass@1 gained", reinforced - cold, None, reinforced > cold),
+    ("fusion: thinking, less before it", kept, None, kept >= -0.03),
+    ("fusion: thinking", thinking, interval(fused["modes"], "think/pass@1"), thinking > answering),
+    ("fusion: not thinking", answering, interval(fused["modes"], "no_think/pass@1"), True),
+    (
+      "ThinkFollow: turns that obey",
+      follow["metrics"]["all turns/obeys"],
+      interval(follow, "all turns/obeys"),
+      follow["metrics"]["all turns/obeys"] >= 0.98,
+    ),
+    (
+      "thinking budget: gained from none to full",
+      budgets["metrics"]["gain"],
+      interval(budgets, full),
+      budgets["metrics"]["monotone"] == 1.0 and budgets["metrics"]["gain"] > 0,
+    ),
+    ("student: distilled, pass@1 gained", distilled[-1] - distilled[0], None, distilled[-1] > distilled[0]),
+    ("student: distilled, less by RL", distilled[-1] - student_rl[-1], None, distilled[-1] >= student_rl[-1] - 0.02),
+  ]
+
+
+def _evaluation(workdir: Path, name: str) -> dict[str, Any]:
+  """Its tasks by kind."""
+  found = json.loads((workdir / "evaluations" / f"{name}.json").read_text())
+  return {task.partition(":")[0]: result for task, result in found.items()}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--seeds", default="0,1,2")
+  parser.add_argument("--form", default="", choices=MINUTES)
+  parser.add_argument("--kills", type=int, default=0)
+  parser.add_argument("--workdir", type=Path)
+  parser.add_argument("--json", type=Path)
+  arguments = parser.parse_args()
+  folder = arguments.workdir or Path(tempfile.mkdtemp(prefix="demo-"))
+  rows = []
+
+  def add(name: str, value: float, interval: tuple[float, float] | None, holds: bool) -> None:
+    rows.append({"name": name, "ours": value, "interval": interval, "holds": holds})
+    shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    print(f"{name:56s} {value:8.3f}  {shown:16s} {'yes' if holds else 'NO'}", flush=True)
+
+  seeds = [int(seed) for seed in arguments.seeds.split(",")]
+  for seed in seeds:
+    workdir = folder / f"seed{seed}"
+    seconds = run(arguments.form, seed, workdir)
+    limit = MINUTES[arguments.form]
+    add(f"seed {seed}: minutes, at most {limit:g}", seconds / 60, None, seconds <= 60 * limit)
+    for name, value, interval, holds in claims(workdir):
+      add(f"seed {seed}: {name}", value, interval, holds)
+    if arguments.kills and seed == seeds[0]:
+      killed = folder / f"killed{seed}"
+      lived = run_killed(arguments.form, seed, killed, arguments.kills, seconds)
+      undisturbed, disturbed = left(workdir), left(killed)
+      differ = [name for name in undisturbed.keys() | disturbed.keys() if undisturbed.get(name) != disturbed.get(name)]
+      print(
+        f"killed after {', '.join(f'{wait:.0f} s' for wait in lived)}; differ: {', '.join(sorted(differ)) or 'none'}"
+      )
+      add(f"seed {seed}: killed {len(lived)} times, stages and evaluations that differ", len(differ), None, not differ)
+  if arguments.json:
+    arguments.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+  sys.exit(0 if all(row["holds"] for row in rows) else 1)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,89 @@
+"""A run of several models: a student beside the model that teaches it, two stages from one start, and evaluations."""
+
+import json
+
+import pytest
+import run_helpers
+from run_helpers import finish, series
+
+from qwen3_jax.config import stage_model, stages_before, teacher_model
+from qwen3_jax.config_checks import ConfigError, validate
+from qwen3_jax.config_loading import load
+from qwen3_jax.workdir import Workdir
+
+EXPERIMENT = run_helpers.ROOT / "experiments" / "miniature.py"
+STUDENT = ("student_off_policy", "student_on_policy", "student_rl")
+
+
+def test_stages_build_on_those_of_the_same_model():
+  config = load(f"{EXPERIMENT}:", [])
+  assert stages_before(config, "s1") == [] == stages_before(config, "student_off_policy")
+  assert stages_before(config, "fusion") == ["s1", "s2", "s3", "cold_start", "reasoning_rl"]
+  assert stages_before(config, "student_on_policy") == ["student_off_policy"]
+  assert stages_before(config, "student_rl") == ["student_off_policy"]  # not student_on_policy, which is between
+  student, teacher = stage_model(config, "student_rl"), teacher_model(config, "student_on_policy", "large")
+  assert student.hidden_size == 96 and teacher == stage_model(config, "fusion")
+
+
+@pytest.mark.parametrize(
+  "changes, expected",
+  [
+    ({"stages.student_rl.model": "studnt"}, "stages.student_rl.model='studnt': no such model. Did you mean 'student'?"),
+    ({"stages.s3.after": "student_rl"}, "stages.s3.after='student_rl': no stage before it."),
+    ({"stages.student_rl.after": "fusion"}, "stages.student_rl.after='fusion': a stage of another model"),
+    ({"models.student.vocab_size": 100}, "larger than the embedding, models.student.vocab_size=100"),
+    ({"models.student.hidden": 100}, "models.student.hidden"),
+    ({"mesh.tensor": 3}, "models.student.num_heads=4: cannot be divided over mesh.tensor=3"),
+    ({"data.written.answers.thinking_share": 1.5}, "data.written.answers.thinking_share=1.5: must lie in [0, 1]"),
+    ({"data.written.answers.stage": "fusoin"}, "data.written.answers.stage='fusoin': no such stage. Did you mean 'fus"),
+  ],
+)
+def test_what_fits_no_model_is_refused(changes, expected):
+  with pytest.raises(ConfigError) as error:
+    validate(load(f"{EXPERIMENT}:", [f"{key}={value}" for key, value in changes.items()]))
+  assert expected in str(error.value)
+
+
+def test_a_student_in_the_run_of_its_teacher(tmp_path):
+  material = run_helpers.Material(tmp_path)
+  changes = {
+    "log_every": 1,
+    "pipeline": ("s1", *STUDENT),
+    "models.student.hidden_size": 32,
+    "stages.s1.tokens": 4 * 1024,
+    **{f"stages.{name}.steps": 2 for name in STUDENT[1:]},
+    "stages.student_off_policy.tokens": 2 * 8 * 192,
+  }
+  run = Workdir(tmp_path / "run")
+  start = lambda: finish(material.start_tiny("miniature", run.path, changes)).check()
+  assert "Evaluating stage 'student_on_policy'" in start().out
+  width = lambda name: json.loads((run.stage(name) / "config.json").read_text())["hidden_size"]
+  assert width("s1") == 64 and {width(name) for name in STUDENT} == {32}
+
+  settings = json.loads(run.config.read_text())["stages"]
+  per_step = {name: settings[name]["batch_size"] * settings[name]["sequence_length"] for name in STUDENT}
+  begins = 2 * per_step["student_off_policy"]
+  seen = {name: series(run.path, name, "tokens_seen")[1] for name in STUDENT}
+  assert seen["student_off_policy"] == per_step["student_off_policy"]  # from scratch, not from s1
+  for name in STUDENT[1:]:  # both from the off-policy student
+    assert seen[name] == begins + per_step[name]
+
+  measured = run.path / "evaluations" / "student.json"
+  first = json.loads(measured.read_text())
+  assert [task.partition(":")[0] for task in first] == ["modes"]
+  measured.unlink()  # as if the run had been killed before it
+  assert "Evaluating stage 'student_on_policy'" in start().out
+  again = json.loads(measured.read_text())
+  assert again == first
+  assert "Evaluating" not in start().out
+
+
+def test_evaluations_are_checked_before_anything_runs(tmp_path):
+  material = run_helpers.Material(tmp_path)
+  for change, expected in (
+    ({"evaluations.student.tasks": ("mods:cups:8",)}, "'mods' is no kind of task; did you mean 'modes'?"),
+    ({"evaluations.student.options": ("--sample=3x",)}, "evaluations.student: "),
+  ):
+    ended = finish(material.start_tiny("miniature", tmp_path / "run", change))
+    assert ended.code == 1 and expected in ended.err, ended.err
+    assert not (tmp_path / "run" / "stages").exists()
