@@ -18,18 +18,11 @@ from experiments.miniature_reasoning import HELD_OUT, SMALL, TASKS, add_reasonin
 from qwen3_jax.config import base_config, corpus, evaluation, pretrain_stage, written_answers
 from qwen3_jax.config_loading import parse_arg
 
-VOCABULARY = 2048
+VOCABULARY = 1024
 # Qwen3's proportions: two heads to a key/value head, untied when MoE. So small that two cores train it in minutes.
-DENSE = {
-  "hidden_size": 128,
-  "intermediate_size": 384,
-  "num_layers": 4,
-  "num_heads": 4,
-  "num_kv_heads": 2,
-  "head_dim": 32,
-  "initializer_range": 0.07,  # so narrow a model would lie on a plateau for long with 0.02
-}
-MOE = {**DENSE, "intermediate_size": 128, "num_experts": 8, "num_experts_per_token": 2, "tie_word_embeddings": False}
+DENSE = SMALL
+MOE = {**DENSE, "intermediate_size": 96, "num_experts": 8, "num_experts_per_token": 2, "tie_word_embeddings": False}
+STUDENT = {**SMALL, "hidden_size": 64, "intermediate_size": 192, "head_dim": 16, "initializer_range": 0.1}
 
 
 class Steps(NamedTuple):
@@ -49,7 +42,7 @@ class Steps(NamedTuple):
 
 # A token costs about three times as much in the MoE (all its experts are small matrices): fewer steps.
 STEPS = {
-  "dense": Steps(400, 120, 80, 600, 30, 450, 200, 20, 40, 4000),
+  "dense": Steps(400, 120, 80, 400, 30, 400, 200, 20, 40, 4000),
   "moe": Steps(250, 80, 60, 400, 30, 150, 120, 15, 40, 2000),
 }
 QUICK = Steps(100, 30, 20, 150, 8, 60, 40, 5, 10, 500)
@@ -138,7 +131,7 @@ def _add_post_training(config: ConfigDict, steps: Steps) -> None:
 def _add_student(config: ConfigDict, steps: Steps) -> None:
   """Strong-to-weak distillation of a smaller model, and GRPO from the same start."""
   config.models.student = base_config().model
-  config.models.student.update(SMALL)
+  config.models.student.update(STUDENT)
   config.models.student.update(name=f"{config.name}-student", vocab_size=VOCABULARY, unroll_layers=True)
   config.data.written.answers = written_answers(
     "fusion",

@@ -165,6 +165,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir, record: TimeRecord, profi
   from qwen3_jax.run_evaluations import check_evaluations, run_evaluations
   from qwen3_jax.sharding import make_mesh
   from qwen3_jax.stages import kinds
+  from qwen3_jax.stages.cost import later_share
   from qwen3_jax.start import check_start
   from qwen3_jax.train_loop import run_stage
   from qwen3_jax.workdir import environment, read_json, write_json
@@ -198,7 +199,8 @@ def run_pipeline(config: ConfigDict, workdir: Workdir, record: TimeRecord, profi
         corpora |= kinds.written_corpora(config, name, tokenizer, workdir)
       stage = kinds.make_stage(config, name, corpora, tokenizer, mesh, workdir, previous)
       tokens_before = sum(kinds.trained_tokens(config.stages[stage]) for stage in ran)
-      run_stage(stage, config, workdir, mesh, previous, tokens_before, notice, record, profiler)
+      later = later_share(config, name, left[left.index(name) + 1 :])
+      run_stage(stage, config, workdir, mesh, previous, tokens_before, notice, record, profiler, later)
       done.append(name)
       if first:
         workdir.mark_done(name, stage.steps)

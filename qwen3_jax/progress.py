@@ -38,6 +38,7 @@ class Progress:
     stall_seconds: say so when no step has finished for so long, and again after every such period.
     abort_after_seconds: end the process with STALLED_EXIT_STATUS when neither a step nor a phase has ended for so
       long; 0 never does.
+    later: cost of the stages that follow, in units of this one's; 0 for none.
     workdir: gets the stacks of all threads, once a stall; None writes none.
     line_seconds: time between lines when there is no terminal.
     console: where to; standard output unless given.
@@ -51,6 +52,7 @@ class Progress:
     *,
     stall_seconds: float = 120.0,
     abort_after_seconds: float = 0.0,
+    later: float = 0.0,
     workdir: Workdir | None = None,
     line_seconds: float = 10.0,
     console: Console | None = None,
@@ -58,6 +60,7 @@ class Progress:
     self._stage, self._total, self._step = stage, total_steps, start_step
     self._stall_seconds, self._line_seconds = stall_seconds, line_seconds
     self._abort_after_seconds, self._workdir = abort_after_seconds, workdir
+    self._later = later
     self._console = console or Console(soft_wrap=True, highlight=False)
     self._shown = ""  # the newest loss, speed and MFU
     self._phase: str | None = None
@@ -195,7 +198,10 @@ class Progress:
     then, step = self._recent[0]
     if self._step == step:
       return ""
-    return f"{duration((self._total - self._step) * (now - then) / (self._step - step))} left"
+    pace = (now - then) / (self._step - step)
+    left = (self._total - self._step) * pace
+    of_run = f", about {duration(left + self._later * self._total * pace)} in all" if self._later else ""
+    return f"{duration(left)} left{of_run}"
 
   def _print(self, text: str, *, shown: bool = True, level: int = INFO, **fields: Any) -> None:
     """To the log, and to the console where it is to be shown."""

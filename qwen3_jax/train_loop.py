@@ -52,6 +52,7 @@ def run_stage(
   notice: PreemptionNotice,
   record: TimeRecord | None = None,
   profiler: Profiler | None = None,
+  later: float = 0.0,
 ) -> None:
   """Runs `stage` to its end, from its newest checkpoint if it has one.
 
@@ -65,6 +66,7 @@ def run_stage(
     notice: asked after every step whether to stop.
     record: of the time of the whole run; None keeps one of this stage alone.
     profiler: traces steps of the stage; None traces none.
+    later: cost of the stages that follow, in units of this one's, for the time that is left.
 
   Raises:
     Preempted: after SIGTERM, with the state saved.
@@ -78,7 +80,7 @@ def run_stage(
     with contextlib.ExitStack() as stack:
       record = record or stack.enter_context(TimeRecord(workdir))
       stack.enter_context(process_log.stage(stage.name))
-      run = _Run(stage, config, workdir, mesh, checkpoints, tokens_before, record, profiler or Profiler())
+      run = _Run(stage, config, workdir, mesh, checkpoints, tokens_before, record, profiler or Profiler(), later)
       with jax.set_mesh(mesh):
         run.train(_starting_state(stage, config, workdir, mesh, previous, checkpoints), notice)
   except BaseException:
@@ -137,9 +139,10 @@ class _Run:
     tokens_before: int,
     record: TimeRecord,
     profiler: Profiler,
+    later: float,
   ):
     self.stage, self.config, self.mesh, self.checkpoints = stage, config, mesh, checkpoints
-    self.record, self.profiler = record, profiler
+    self.record, self.profiler, self.later = record, profiler, later
     self.input_kind = "rollouts" if config.stages[stage.name].kind in ROLLOUT_KINDS else "input"
     self.rows = local_rows(batch_sharding(mesh), stage.program.batch_shape)
     self.tokens_before = tokens_before
@@ -162,6 +165,7 @@ class _Run:
       step,
       stall_seconds=config.stall_seconds,
       abort_after_seconds=config.abort_after_seconds,
+      later=self.later,
       workdir=self.workdir,
     )
     with (

@@ -58,6 +58,17 @@ def test_time_left_follows_the_speed_of_this_run(pipe, monkeypatch):
   assert _lines(pipe)[-1].endswith("16m 40s left")  # 500 steps of 2 s
 
 
+def test_time_left_of_the_whole_run(pipe, monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+  progress = Progress("s1", 1000, 400, line_seconds=0.0, later=3.0, console=pipe)
+  for step in range(401, 501):
+    clock[0] += 2.0
+    progress.update(step, loss=1.0)
+  # 500 steps of 2 s, and what follows costs three times the 1000 steps of this stage.
+  assert _lines(pipe)[-1].endswith("16m 40s left, about 1h 56m in all")
+
+
 def test_a_bar_on_a_terminal(monkeypatch):
   for variable in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
     monkeypatch.delenv(variable, raising=False)

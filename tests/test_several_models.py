@@ -1,6 +1,7 @@
 """A run of several models: a student beside the model that teaches it, two stages from one start, and evaluations."""
 
 import json
+import math
 
 import pytest
 import run_helpers
@@ -9,6 +10,8 @@ from run_helpers import finish, series
 from qwen3_jax.config import stage_model, stages_before, teacher_model
 from qwen3_jax.config_checks import ConfigError, validate
 from qwen3_jax.config_loading import load
+from qwen3_jax.stages.cost import later_share, stage_flops
+from qwen3_jax.stages.kinds import trained_tokens
 from qwen3_jax.workdir import Workdir
 
 EXPERIMENT = run_helpers.ROOT / "experiments" / "miniature.py"
@@ -22,7 +25,21 @@ def test_stages_build_on_those_of_the_same_model():
   assert stages_before(config, "student_on_policy") == ["student_off_policy"]
   assert stages_before(config, "student_rl") == ["student_off_policy"]  # not student_on_policy, which is between
   student, teacher = stage_model(config, "student_rl"), teacher_model(config, "student_on_policy", "large")
-  assert student.hidden_size == 96 and teacher == stage_model(config, "fusion")
+  assert student.hidden_size == 64 and teacher == stage_model(config, "fusion")
+
+
+def test_what_stages_cost_beside_each_other():
+  config = load(f"{EXPERIMENT}:", [])
+  per_token = {name: stage_flops(config, name) / trained_tokens(config.stages[name]) for name in config.pipeline}
+  assert per_token["s1"] == per_token["s2"] < per_token["s3"]  # whose sequences are longer
+  assert per_token["student_off_policy"] < per_token["student_rl"] < per_token["reasoning_rl"]
+  alone = load(f"{EXPERIMENT}:", ["stages.student_on_policy.teachers.large.path=stage:student_off_policy"])
+  assert per_token["student_on_policy"] > stage_flops(alone, "student_on_policy") / trained_tokens(
+    alone.stages.student_on_policy
+  )
+  whole = [stage_flops(config, name) for name in config.pipeline]
+  assert math.isclose(later_share(config, "s1", config.pipeline[1:]), sum(whole[1:]) / whole[0])
+  assert later_share(config, "student_rl", ()) == 0
 
 
 @pytest.mark.parametrize(

@@ -87,36 +87,10 @@ def _letter_counting(problem: Problem) -> str:
   return " ".join(found)
 
 
-# Whose color each side takes when another side (the key) comes to the top.
-_COMES_FROM = {
-  "right": {"top": "right", "right": "bottom", "bottom": "left", "left": "top"},
-  "front": {"top": "front", "front": "bottom", "bottom": "back", "back": "top"},
-  "left": {"top": "left", "left": "bottom", "bottom": "right", "right": "top"},
-  "back": {"top": "back", "back": "bottom", "bottom": "front", "front": "top"},
-  "bottom": {"top": "bottom", "bottom": "top", "front": "back", "back": "front"},
-}
-
-
-def _color_cube_rotation(problem: Problem) -> str:
-  """Backward from the side that is asked for: each rotation by the side that comes to the top, and where the side was.
-
-  The last is the side at first, whose color is the answer.
-  """
-  *rotations, question = problem.prompt.split("\n\n")[1:]
-  (side,) = re.findall(r"color of the (\w+) side", question)
-  found = [side]
-  for sentence in reversed(rotations):
-    (name,) = re.findall(rf"\b({'|'.join(_COMES_FROM)})\b", sentence)
-    side = _COMES_FROM[name].get(side, side)
-    found += [name, side]
-  return " ".join(found)
-
-
 TASKS: dict[str, Callable[[Problem], str]] = {
   "cups": _cups,
   "chain_sum": _chain_sum,
   "letter_counting": _letter_counting,
-  "color_cube_rotation": _color_cube_rotation,
 }
 
 

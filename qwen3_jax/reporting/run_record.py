@@ -156,8 +156,8 @@ def read_run(workdir: Workdir) -> RunRecord:
       tokens_before=tokens,
     )
     steps, seen = stage.series("tokens_seen")
-    if seen.size:  # what the run itself counted, for a stage that ran without those before it
-      tokens = max(0.0, float(seen[-1] - steps[-1] * stage.tokens_per_step))
+    if seen.size:  # the run counts more for a stage whose predecessors ran elsewhere, less for another model's
+      tokens = max(tokens, float(seen[-1] - steps[-1] * stage.tokens_per_step))
       stage = dataclasses.replace(stage, tokens_before=tokens)
     tokens += stage.tokens
     stages.append(stage)

@@ -76,7 +76,7 @@ def flags_of(module: str) -> frozenset[str]:
     found = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
     if "define_config_flag" in source:
       found |= {*_WITH_CONFIG}
-    for shared in re.findall(r"from launch\.(\w*flags\w*) import", source):
+    for shared in re.findall(r"from launch(?:\.| import )(\w*flags)\b", source):
       found |= flags_of(f"launch.{shared}")
     return frozenset(found)
   command = importlib.import_module(module)
@@ -102,6 +102,8 @@ def _wrong_config(line: str) -> Iterator[str]:
   path, _, arguments = experiment[1].partition(":")
   try:
     load(f"{path}:{arguments}", overrides)
+  except FileNotFoundError:  # the experiment reads what an earlier command of the page makes; running it shows the rest
+    return
   except ConfigError as error:
     for problem in error.problems:
       yield f"{experiment[1]}: {problem}"

@@ -109,7 +109,7 @@ def test_wrong_names_are_found(command, wrong, monkeypatch):
 def test_right_names_are_none_of_them(monkeypatch):
   monkeypatch.chdir(ROOT)
   command = (
-    "python -m launch.local_processes --processes=4 -- python -m qwen3_jax.main --config=experiments/miniature.py:quick"
+    "python -m launch.local_processes --processes=4 -- python -m qwen3_jax.main --config=experiments/miniature.py:post=none"
     " --workdir=w --config.cpu_devices=1 --config.pipeline=\"('s1', 's2')\" --profile_steps=1,2 > log & # --not_a_flag"
   )
   assert list(wrong_names(Block("p", 1, "sh cloud", command))) == []

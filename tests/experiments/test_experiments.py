@@ -201,7 +201,7 @@ def test_reasoning_follows_the_report(name, form):
 
 
 @pytest.mark.parametrize("form", ["", "tiny"])
-@pytest.mark.parametrize("task", ["cups", "mixed_cups", "chain_sum", "letter_counting", "color_cube_rotation"])
+@pytest.mark.parametrize("task", ["cups", "mixed_cups", "chain_sum", "letter_counting"])
 def test_miniature_reasoning(task, form):
   config = experiment("miniature_reasoning", f"task={task},{form}".rstrip(","), device_count=1 if form else 2)
   assert config.pipeline == ("cold_start", "reasoning_rl")

@@ -91,6 +91,13 @@ def test_tokens_of_a_stage_that_ran_alone_start_where_the_run_says(run):
   assert read_run(run).stages[1].tokens_before == STEPS * BATCH * LENGTHS["s1"]
 
 
+def test_another_model_s_stages_follow_on_the_axis_of_tokens(run):
+  """Though the run counts their tokens from its own first stage on."""
+  with MetricWriter(run, "s3") as writer:
+    writer.write(10, {"loss": 1.0, "tokens_seen": 10 * BATCH * LENGTHS["s2"]})
+  assert read_run(run).stages[2].tokens_before == STEPS * BATCH * sum(LENGTHS.values())
+
+
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_folder_without_a_run_is_an_error(tmp_path, missing):
   folder = tmp_path / "absent" if missing else tmp_path
