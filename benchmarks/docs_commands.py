@@ -93,15 +93,20 @@ class Outcome:
 
 
 class Runner:
-  """Executes pages; `shared` is a folder for what they have in common, the small checkpoint and compiled programs."""
+  """Executes pages.
 
-  def __init__(self, shared: Path):
+  Args:
+    shared: folder for what they have in common: the small checkpoint and compiled programs.
+    optimise: whether programs are optimised: worth it for blocks that compute more than they compile.
+  """
+
+  def __init__(self, shared: Path, optimise: bool):
     self._shared = shared
     self.environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": str(shared / "xla"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "XLA_FLAGS": "" if optimise else "--xla_backend_optimization_level=0",
       "PYTHONPATH": str(ROOT),
       "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
     }
@@ -170,7 +175,7 @@ def main() -> int:
   failed = []
   with tempfile.TemporaryDirectory() as temporary:
     scratch = options.keep or Path(temporary)
-    runner = Runner(scratch / "shared")
+    runner = Runner(scratch / "shared", optimise="slow" in marks)
     for page in wanted:
       folder = scratch / page.relative_to(ROOT).with_suffix("")
       for outcome in runner.run(blocks(page), folder, marks):

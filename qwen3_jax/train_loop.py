@@ -293,7 +293,7 @@ class _Run:
           results[f"validation/{domain}/{name}"] = sum(float(o.metrics[name]) for o in outputs) / max(weight, 1e-8)
         losses.append(results[f"validation/{domain}/loss"])
         if outputs[0].router is not None:
-          choices[domain] = sum(np.asarray(output.router.slots, np.float64) for output in outputs)
+          choices[domain] = np.sum([np.asarray(output.router.slots, np.float64) for output in outputs], axis=0)
       if losses:
         results["validation/loss"] = float(np.mean(losses))
       if choices:

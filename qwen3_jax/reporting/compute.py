@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def learning_curve(
   return points
 
 
-def pass_at_more(names: Any) -> str:
+def pass_at_more(names: Iterable[str]) -> str:
   """The metric of held-out problems' pass@k with k > 1 among names; "" where there is none."""
   found = [name for name in names if name.startswith("validation/pass@") and name.count("/") == 1]
   return next((name for name in sorted(found) if name != "validation/pass@1"), "")

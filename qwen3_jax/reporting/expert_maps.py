@@ -52,8 +52,8 @@ def expert_maps(run: RunRecord, workdir: Workdir) -> ExpertMaps | None:
   experts = shares.shape[2]
   top = float(shares[:, layers].max())
   note = (
-    f"Of the choices of a domain's validation tokens at step {choices.step:,} of {visible(name)}, the share of each"
-    f" expert in percent: from none to {100 * top:.0f}, an even share is {100 / experts:.3g}."
+    f"Of the choices of a domain's validation tokens at step {choices.step:,}, the share of each expert"
+    f" in percent: from none to {100 * top:.0f}, an even share is {100 / experts:.3g}."
   )
   if len(layers) < len(own):
     note += f" The {len(layers)} of {len(own)} layers in which domains differ most."

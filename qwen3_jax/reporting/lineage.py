@@ -25,7 +25,8 @@ def teachers(run: RunRecord) -> dict[str, list[str]]:
   found = {}
   for stage in run.stages:
     names = [_teacher_stage(teacher) for teacher in _values(stage.settings.get("teachers"))]
-    names += [_writer(run, corpus) for corpus in stage.settings.get("mixture") or ()]
+    mixture = stage.settings.get("mixture")
+    names += [_writer(run, corpus) for corpus in mixture] if isinstance(mixture, dict) else []
     own = [name for name in dict.fromkeys(names) if name in earlier and name != start_of[stage.name]]
     found[stage.name] = own
     earlier.append(stage.name)

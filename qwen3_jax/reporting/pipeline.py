@@ -40,7 +40,7 @@ class Line(NamedTuple):
 class Diagram:
   boxes: list[Box]
   lines: list[Line]
-  dots: list[tuple[float, float, str]]  # x, y, colour
+  dots: list[tuple[int, int, str]]  # x, y, colour
   width: int  # of the drawing beside the boxes
   has_teachers: bool
 

@@ -144,11 +144,10 @@ def tiles(run: RunRecord, spent: Goodput | None) -> list[tuple[str, str]]:
     known = [entropy for entropy in entropies if entropy is not None]
     if known:
       found.append((loss(float(np.mean(known))), "unigram entropy of that text"))
-  judged = [stage for stage in trained if stage.last("validation/pass@1") is not None]
-  if judged:
-    scores = [stage.last("validation/pass@1") for stage in judged]
-    best = int(np.argmax(scores))
-    found.append((number(scores[best], percent), f"pass@1 after {visible(judged[best].name)}"))
+  scores = {stage.name: score for stage in trained if (score := stage.last("validation/pass@1")) is not None}
+  if scores:
+    best = max(scores, key=scores.__getitem__)
+    found.append((number(scores[best], percent), f"pass@1 after {visible(best)}"))
   found.append((number(spent.total if spent is not None else _logged_seconds(run), duration), "wall time"))
   return found
 

@@ -158,7 +158,7 @@ def _module(kind: str) -> Any:
 
 
 def _is_known(kind: Any) -> bool:
-  return kind in KINDS or (isinstance(kind, str) and kind.startswith(MODULE))
+  return isinstance(kind, str) and (kind in KINDS or kind.startswith(MODULE))
 
 
 def _check_module(kind: str) -> None:

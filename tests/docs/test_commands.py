@@ -18,7 +18,7 @@ _COMMAND = re.compile(rf"^\s*(?:\w+=\S+ )*(?:{_PROGRAMS})\s", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
-  return Runner(tmp_path_factory.mktemp("shared"))
+  return Runner(tmp_path_factory.mktemp("shared"), optimise=False)
 
 
 def test_every_fenced_block_is_marked():
@@ -109,7 +109,8 @@ def test_wrong_names_are_found(command, wrong, monkeypatch):
 def test_right_names_are_none_of_them(monkeypatch):
   monkeypatch.chdir(ROOT)
   command = (
-    "python -m launch.local_processes --processes=4 -- python -m qwen3_jax.main --config=experiments/miniature.py:post=none"
-    " --workdir=w --config.cpu_devices=1 --config.pipeline=\"('s1', 's2')\" --profile_steps=1,2 > log & # --not_a_flag"
+    "python -m launch.local_processes --processes=4 --"
+    " python -m qwen3_jax.main --config=experiments/miniature.py:post=none --workdir=w --config.cpu_devices=1"
+    " --config.pipeline=\"('s1', 's2')\" --profile_steps=1,2 > log & # --not_a_flag"
   )
   assert list(wrong_names(Block("p", 1, "sh cloud", command))) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def write_student_run(workdir: Workdir, with_tokenizer: bool = True) -> None:
     samples = [{"step": step, "prompt": "a b", "text": f"{name} at {step}"} for step, _ in SCORES[name]]
     workdir.samples(name).write_text("".join(json.dumps(sample) + "\n" for sample in samples))
   if with_tokenizer:
-    train_sentencepiece(["a b c d e f g h"] * 50, workdir.tokenizer / "tokenizer.model", 300)
+    train_sentencepiece([Path(__file__).read_text()], workdir.tokenizer / "tokenizer.model", 350)
 
 
 def _rollout_lines(name: str) -> list[dict]:

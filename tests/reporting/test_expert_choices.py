@@ -18,6 +18,8 @@ from qwen3_jax.models.transformer import initialize
 from qwen3_jax.objectives.next_token import next_token
 from qwen3_jax.preemption import PreemptionNotice
 from qwen3_jax.reporting.expert_choices import ExpertChoices, specialisation, write_expert_choices
+from qwen3_jax.reporting.expert_maps import expert_maps
+from qwen3_jax.reporting.run_record import read_run
 from qwen3_jax.sharding import batch_sharding, make_mesh, parameter_shardings, replicated
 from qwen3_jax.stages import pretrain
 from qwen3_jax.train_loop import run_stage
@@ -91,8 +93,9 @@ def test_shares_weight_domains_alike():
 
 def test_a_run_writes_counts_at_each_evaluation(tmp_path):
   material = run_helpers.make_material(tmp_path)
-  config = load(f"{run_helpers.ROOT}/experiments/moe_30b_a3b.py:tiny", material.overrides(stages__s1__evaluate_every=5))
-  workdir, mesh = Workdir(tmp_path / "run"), make_mesh({"fsdp": 4}, jax.devices()[:4])
+  changes = {"stages__s1__evaluate_every": 5, "data__corpora__code__domain": "code"}
+  config = load(f"{run_helpers.ROOT}/experiments/moe_30b_a3b.py:tiny", material.overrides(**changes))
+  workdir, mesh = Workdir(tmp_path / "run"), make_mesh({"fsdp": 1}, jax.devices()[:1])
   tokenizer, corpora = prepare_corpora(config, workdir.path)
   stage = pretrain.make_stage(config, "s1", corpora, tokenizer, mesh)
   run_stage(stage, config, workdir, mesh, None, 0, PreemptionNotice())
@@ -156,4 +159,7 @@ def test_heat_map(run):
 def test_damaged_counts_are_named(run, damage):
   _two_domains(run)
   damage(run.stage("s2") / "experts.json")
-  assert "s2/experts.json is damaged" in report_page(run).text
+  record = read_run(run)
+  maps = expert_maps(record, run)
+  assert record.notices == ["s2/experts.json is damaged"]
+  assert maps is not None and maps.title == "after s1"  # the others are shown

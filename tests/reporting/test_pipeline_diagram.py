@@ -12,6 +12,8 @@ from qwen3_jax.config_loading import load
 from qwen3_jax.reporting import lineage
 from qwen3_jax.reporting.pipeline import PITCH, diagram
 from qwen3_jax.reporting.run_record import read_run
+from qwen3_jax.reporting.start_comparison import start_comparisons
+from qwen3_jax.reporting.summary import read_goodput, tiles, whole_run
 from qwen3_jax.workdir import Workdir, write_json
 
 
@@ -116,21 +118,24 @@ def test_whatever_the_config_says(run, change):
   config["stages"]["distilled"] |= change
   config["data"]["written"] = {"answers": 3}
   run.config.write_text(json.dumps(config))
-  page = report_page(run)
-  assert [box[0] for box in boxes(page, run.report.read_text(encoding="utf-8"))] == config["pipeline"] and (
-    "alert" not in {tag for tag, _ in page.elements}
-  )
+  record = read_run(run)
+  assert [box.name for box in diagram(record).boxes] == list(config["pipeline"])
+  assert all(start is None or start in config["pipeline"] for start in lineage.starts(record).values())
+  assert len(start_comparisons(record, run)) <= 1
 
 
 def test_time_of_the_whole_run(run):
-  assert "From the first line of metrics to the last, 1m 01s" in report_page(run).text
+  record = read_run(run)
+  assert "From the first line of metrics to the last, 1m 01s" in whole_run(record, read_goodput(run, []))
   lines = [
     {"event": "start", "time": 0.0},
     {"event": "spent", "seconds": {"host": 60.0, "evaluation": 40.0}, "time": 100.0},
     {"event": "end", "finished": True, "time": 100.0},
   ]
   (run.path / "goodput.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  text = report_page(run).text
-  assert "The whole run took 1m 40s: goodput 60% of 1m 40s; evaluation 40s." in text
-  (run.path / "goodput.jsonl").write_text('{"event": "start", "time": "x"}\n{"event": "start", "time": 1}\n' * 2)
-  assert "goodput.jsonl is damaged" in report_page(run).text
+  spent = read_goodput(run, [])
+  assert whole_run(record, spent) == "The whole run took 1m 40s: goodput 60% of 1m 40s; evaluation 40s."
+  assert ("1m 40s", "wall time") in tiles(record, spent)
+  notices: list[str] = []
+  (run.path / "goodput.jsonl").write_text('{"event": "start", "time": "x"}\n{"event": "start", "time": 1}\n')
+  assert read_goodput(run, notices) is None and notices == ["goodput.jsonl is damaged"]

@@ -57,7 +57,7 @@ def test_compiled_programs(students):
   folder = students.path / "compile"
   small = {"predicted_step_s": {"scheduled": 0.0123}, "decoding": {}, "mesh": {}}
   write_json(folder / "all.json", {"reports": [_report("m s1", True), _report("m s2", False)]})
-  write_json(folder / "one.json", _report(HOSTILE, True, **small))
+  (folder / "one.json").write_text(json.dumps(_report(HOSTILE, True, **small)))
   write_json(folder / "tried.json", {"candidates": [_report("remat=full", True)]})
   (folder / "bad.json").write_text('{"reports": [3]}')
   (folder / "cut.json").write_text("{}" * 40)
