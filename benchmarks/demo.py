@@ -78,10 +78,10 @@ def claims(workdir: Path) -> list[tuple[str, float, tuple[float, float] | None, 
   cold, reinforced = pass1("reasoning_rl")[0], pass1("reasoning_rl")[-1]
   before, fused = (_evaluation(workdir, name) for name in ("reasoning", "fusion"))
   thinking, answering = (fused["modes"]["metrics"][f"{mode}/pass@1"] for mode in ("think", "no_think"))
-  kept = thinking - before["modes"]["metrics"]["think/pass@1"]
   follow, budgets = fused["think_follow"], fused["budget_curve"]
   interval = lambda task, name: tuple(task["intervals"][name]) if name in task.get("intervals", {}) else None
   full = f"{budget_group(None)}/accuracy"
+  kept = thinking - before["budget_curve"]["metrics"][full]
   distilled, student_rl = pass1("student_on_policy"), pass1("student_rl")
   return [
     ("reasoning RL: pass@1 gained", reinforced - cold, None, reinforced > cold),

@@ -121,9 +121,10 @@ def _add_post_training(config: ConfigDict, steps: Steps) -> None:
   add_fusion(config, task, steps.fusion, steps.problems)
   held_out = task.problems.format(count=256, seed=HELD_OUT)
   options = (*SAMPLING, "--dtype=float32", f"--max_new_tokens={task.answer}", "--samples=4")
-  modes = f"modes:{held_out}"
-  config.evaluations.reasoning = evaluation("reasoning_rl", (modes,), options)
-  fused = (modes, f"think_follow:{held_out}", f"budget_curve:{held_out}")
+  modes, curve = f"modes:{held_out}", f"budget_curve:{held_out}"
+  # Asked plainly, too: flags are new to it.
+  config.evaluations.reasoning = evaluation("reasoning_rl", (modes, curve), (*options, "--budgets=0"))
+  fused = (modes, f"think_follow:{held_out}", curve)
   config.evaluations.fusion = evaluation("fusion", fused, (*options, f"--budgets={BUDGETS}", "--dialogs=200"))
   config.evaluations.student = evaluation("student_on_policy", (modes,), options)
 
