@@ -21,33 +21,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiment_runs import ROOT, metrics
+from experiment_runs import ROOT, metrics, train, training
 
 from qwen3_jax.evaluation.result_tables import budget_group
 from qwen3_jax.workdir import Workdir
 
+LOG_EVERY = 10  # as `make demo` does
 MINUTES = {"": 20.0, "quick": 5.0}
 # What a clock says, or how often a run was started.
 TIMINGS = ("time", "seconds", "tokens_per_second", "mfu")
 
 
-def command(form: str, seed: int, workdir: Path) -> list[str]:
-  config = f"--config={ROOT}/experiments/miniature.py" + (f":{form}" if form else "")
-  return [sys.executable, "-m", "qwen3_jax.main", config, f"--config.seed={seed}", f"--workdir={workdir}"]
-
-
 def run(form: str, seed: int, workdir: Path) -> float:
   """Seconds that it took."""
   started = time.monotonic()
-  subprocess.run(command(form, seed, workdir), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+  train(experiment(form), workdir, seed, LOG_EVERY)
   return time.monotonic() - started
+
+
+def experiment(form: str) -> str:
+  return ":".join(filter(None, ("miniature.py", form)))
 
 
 def run_killed(form: str, seed: int, workdir: Path, kills: int, seconds: float) -> list[float]:
   """Kills the run at random moments, then lets it end; the seconds that each attempt lived."""
   rng, lived = random.Random(f"kills {seed}"), []
   for _ in range(kills):
-    process = subprocess.Popen(command(form, seed, workdir), cwd=ROOT, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "qwen3_jax.main", *training(experiment(form), workdir, seed, LOG_EVERY)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     wait = rng.uniform(0.02, 0.4) * seconds
     try:
       process.wait(timeout=wait)

@@ -18,10 +18,15 @@ def command(module: str, *arguments: str) -> None:
   subprocess.run([sys.executable, "-m", module, *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def train(experiment: str, workdir: Path, seed: int, log_every: int = 1) -> None:
-  """`experiment` as in "miniature_reasoning.py:size=large"."""
+def training(experiment: str, workdir: Path, seed: int, log_every: int = 1) -> list[str]:
+  """The arguments of qwen3_jax.main; `experiment` as in "miniature_reasoning.py:size=large"."""
   config = [f"--config={ROOT}/experiments/{experiment}", f"--config.seed={seed}", f"--config.log_every={log_every}"]
-  command("qwen3_jax.main", *config, f"--workdir={workdir}")
+  return [*config, f"--workdir={workdir}"]
+
+
+def train(experiment: str, workdir: Path, seed: int, log_every: int = 1) -> None:
+  """Runs it to its end. Raises CalledProcessError."""
+  command("qwen3_jax.main", *training(experiment, workdir, seed, log_every))
 
 
 def metrics(workdir: Path, stage: str) -> list[dict[str, Any]]:

@@ -112,8 +112,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def add_reasoning(config: ConfigDict, task: Task, peak_lr: float) -> None:
   """The two stages, at the end of the pipeline."""
-  traces = f"traces:{task.hasty}:{task.problems.format(count=task.traces, seed=TRACES)}"
-  config.data.corpora.traces = corpus(traces, validation_fraction=0.04)
+  config.data.corpora.traces = corpus(traces_source(task), validation_fraction=0.04)
   config.pipeline += ("cold_start", "reasoning_rl")
   config.stages.cold_start = sft_stage(
     sequence_length=2 * task.sequence,
@@ -132,6 +131,10 @@ def add_reasoning(config: ConfigDict, task: Task, peak_lr: float) -> None:
     },
   )
   config.stages.reasoning_rl = grpo_stage(task)
+
+
+def traces_source(task: Task) -> str:
+  return f"traces:{task.hasty}:{task.problems.format(count=task.traces, seed=TRACES)}"
 
 
 def grpo_stage(task: Task) -> ConfigDict:

@@ -130,6 +130,10 @@ def validate(config: ConfigDict, device_count: int | None = None) -> None:
   found += _data_problems(sound)
   found += written_problems(sound)
   found += _model_problems(sound)
+  for name, settings in sound.evaluations.items():
+    if settings.stage not in sound.stages:
+      near = did_you_mean(settings.stage, sound.stages)
+      found.append(f"evaluations.{name}.stage={settings.stage!r}: no such stage.{near}")
   sizes, problems = _mesh_sizes("mesh", sound.mesh, device_count)
   found += problems
   for key, model in _models(sound):

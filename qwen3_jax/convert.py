@@ -28,6 +28,7 @@ from qwen3_jax.huggingface import (
   weights,
   write_config,
 )
+from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.parameter_folder import ParameterSink, ParameterSource, chunk_shape, find_checkpoint
 from qwen3_jax.safetensors_io import DTYPES, WeightsError
 
@@ -41,6 +42,13 @@ def open_source(folder: Path) -> HuggingFaceSource | ParameterSource:
     raise WeightsError(f"{folder}: no such folder")
   checkpoint = find_checkpoint(folder)
   return ParameterSource(checkpoint) if checkpoint else HuggingFaceSource(folder)
+
+
+def described(folder: Path) -> tuple[ModelConfig, Path]:
+  """What `open_source` finds: the model, and the folder where its tokenizer would be. Raises as that does."""
+  source = open_source(folder)
+  source.close()
+  return source.config, source.tokenizer_folder
 
 
 def parse_dtype(name: str) -> np.dtype:

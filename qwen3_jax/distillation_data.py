@@ -26,6 +26,7 @@ from rich.table import Table
 from qwen3_jax.curation.teacher_answers import (
   ANSWERS,
   KEEP,
+  ROUNDS,
   TeacherSettings,
   given_answers,
   teacher_answers,
@@ -61,7 +62,6 @@ _PRESENCE = flags.DEFINE_float("presence_penalty", None, "Likewise.")
 _SLOTS = flags.DEFINE_integer("slots", 64, "Answers that are written at a time.", 1)
 _LENGTH = flags.DEFINE_integer("max_length", 4096, "Tokens of a prompt and its answer.", 2)
 _NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", TeacherSettings.max_new_tokens, "Of an answer.", 1)
-_ROUNDS = 4  # of answers, between two looks at what is done
 _SHARD_ANSWERS, _MOST_SHARDS = 4096, 64
 
 
@@ -95,7 +95,7 @@ def _settings() -> TeacherSettings:
     max_new_tokens=_NEW_TOKENS.value,
     thinking=dataclasses.replace(THINKING, **changes),
     not_thinking=dataclasses.replace(NOT_THINKING, **changes),
-    at_a_time=_ROUNDS * _SLOTS.value,
+    at_a_time=ROUNDS * _SLOTS.value,
   )
 
 

@@ -168,9 +168,7 @@ def _transpose(source: np.ndarray, out: np.ndarray) -> None:
 
 def weights(config: ModelConfig) -> list[Weight]:
   """Every parameter of the model, in the order of the tree."""
-  shared = [
-    row for row in _TABLE if config.qk_norm or ("attention.query_norm" not in row[0] and "key_norm" not in row[0])
-  ]
+  shared = [row for row in _TABLE if config.qk_norm or row[0] not in _QK_NORM]
   table = [*shared, *(_MOE if config.is_moe else _DENSE), _NORM, *(() if config.tie_word_embeddings else (_HEAD,))]
   return [Weight(path, axes, name, tuple(disk.split(",")), config) for path, axes, name, disk in table]
 

@@ -214,8 +214,9 @@ def run_pipeline(config: ConfigDict, workdir: Workdir, record: TimeRecord, profi
   if first:
     record.flush()
     found = goodput(workdir)
-    print(summary(found))
-    process_log.note(summary(found), seconds=found.seconds)
+    line = summary(found)
+    print(line)
+    process_log.note(line, seconds=found.seconds)
     _say_done(config, workdir)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from qwen3_jax import nearest
 from qwen3_jax.config_checks import ConfigError
 from qwen3_jax.workdir import Workdir, read_json
 
@@ -31,7 +30,7 @@ def check_evaluations(config: ConfigDict, workdir: Workdir) -> None:
   from qwen3_jax.evaluate import make_tasks
 
   problems = []
-  for name, settings in config.evaluations.items():
+  for name in config.evaluations:
     try:
       arguments = _arguments(config, name, workdir)
       make_tasks(arguments.tasks, arguments)
@@ -39,9 +38,6 @@ def check_evaluations(config: ConfigDict, workdir: Workdir) -> None:
       problems.append(f"evaluations.{name}: {error}")
     if jax.process_count() > 1:
       problems.append(f"evaluations.{name}: in one process, there are {jax.process_count()}; see qwen3_jax.evaluate")
-    if settings.stage not in config.stages:
-      near = nearest.sentence(settings.stage, config.stages)
-      problems.append(f"evaluations.{name}.stage={settings.stage!r}: no such stage.{near}")
   if problems:
     raise ConfigError(problems)
 

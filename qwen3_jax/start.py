@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from qwen3_jax.config import stage_model, stages_before
-from qwen3_jax.convert import open_source
+from qwen3_jax.convert import described
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.loading import load_parameters
@@ -63,9 +63,7 @@ def start_state(config: ConfigDict, name: str, program: TrainProgram, mesh: Mesh
 def _check_folder(config: ConfigDict, name: str, tokenizer: Tokenizer) -> None:
   key = f"start={config.start!r}"
   try:
-    source = open_source(Path(config.start))
-    found, folder = source.config, source.tokenizer_folder
-    source.close()
+    found, folder = described(Path(config.start))
   except (OSError, ValueError, WeightsError) as error:
     raise DataError(f"{key}: {error}") from error
   differences = _differences(found, stage_model(config, name))

@@ -52,6 +52,10 @@ def test_what_stages_cost_beside_each_other():
     ({"models.student.hidden": 100}, "models.student.hidden"),
     ({"mesh.tensor": 3}, "models.student.num_heads=4: cannot be divided over mesh.tensor=3"),
     ({"data.written.answers.thinking_share": 1.5}, "data.written.answers.thinking_share=1.5: must lie in [0, 1]"),
+    (
+      {"evaluations.fusion.stage": "fusoin"},
+      "evaluations.fusion.stage='fusoin': no such stage. Did you mean 'fusion'?",
+    ),
     ({"data.written.answers.stage": "fusoin"}, "data.written.answers.stage='fusoin': no such stage. Did you mean 'fus"),
   ],
 )

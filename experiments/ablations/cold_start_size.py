@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
   arguments = parse_arg(arg, **recipes.ARGUMENTS, size=1.0)
   config = miniature_reasoning.get_config("task=cups")
   config.name = f"cold-start-{arguments.size:g}"
-  traces = TASK.problems.format(count=round(TASK.traces * arguments.size), seed=1)
-  config.data.corpora.traces.source = f"traces:{TASK.hasty}:{traces}"
+  resized = TASK._replace(traces=round(TASK.traces * arguments.size))
+  config.data.corpora.traces.source = miniature_reasoning.traces_source(resized)
   config.stages.cold_start.tokens = round(config.stages.cold_start.tokens * arguments.size)
   return recipes.finish(config, arguments)

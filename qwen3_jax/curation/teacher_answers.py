@@ -39,6 +39,7 @@ from qwen3_jax.rollout.sampling import NOT_THINKING, THINKING, SamplingParams
 OnProgress = Callable[[int, int], None]
 KEEP = ("right", "all")
 ANSWERS = "answers.jsonl"
+ROUNDS = 4  # of answers in all slots, between two looks at what is done
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from qwen3_jax.config import model_settings
 from qwen3_jax.curation.fusion_pipeline import CONVERSATIONS, fusion_data
 from qwen3_jax.curation.fusion_settings import FusionSettings
-from qwen3_jax.curation.teacher_answers import ANSWERS, TeacherSettings, teacher_answers, teacher_engine
+from qwen3_jax.curation.teacher_answers import ANSWERS, ROUNDS, TeacherSettings, teacher_answers, teacher_engine
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.transformer import Transformer, from_parameters, parameters
@@ -19,8 +20,6 @@ from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
 from qwen3_jax.rollout.sampling import SamplingParams
 from qwen3_jax.workdir import Workdir
-
-FILES = {"fusion": CONVERSATIONS, "answers": ANSWERS}
 
 
 def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, workdir: Workdir) -> Path:
@@ -30,13 +29,13 @@ def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, wor
   """
   settings = config.data.written[name]
   folder = workdir.path / "written" / name
-  conversations = folder / FILES[settings.kind]
+  kind = _KINDS[settings.kind]
+  conversations = folder / kind.file
   if conversations.exists():
     return conversations
   key = f"data.written.{name}"
   if jax.process_count() > 1:
-    commands = {"fusion": "fusion_data", "answers": "distillation_data"}
-    raise DataError(f"{key}: written in one process, there are {jax.process_count()}; see {commands[settings.kind]}")
+    raise DataError(f"{key}: written in one process, there are {jax.process_count()}; see {kind.command}")
   from qwen3_jax.loading import load_parameters
   from qwen3_jax.parameter_folder import find_checkpoint
 
@@ -45,8 +44,7 @@ def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, wor
   try:
     of_stage = model_settings(config, settings.stage)
     model_config, params = load_parameters(written_by, of_stage.dtype, unroll_layers=of_stage.unroll_layers)
-    write = _WRITERS[settings.kind]
-    write(
+    kind.write(
       settings,
       from_parameters(model_config, params),
       tokenizer,
@@ -92,7 +90,7 @@ def _answers(
     max_new_tokens=settings.max_new_tokens,
     thinking=sampling,
     not_thinking=sampling,
-    at_a_time=4 * settings.slots,
+    at_a_time=ROUNDS * settings.slots,
   )
   report = teacher_answers(
     teacher_engine(model, of_teacher, settings.slots, settings.max_length),
@@ -107,7 +105,16 @@ def _answers(
     raise ValueError(f"none of the answers of stage {settings.stage!r} is right and of good form")
 
 
-_WRITERS: dict[str, Callable[..., None]] = {"fusion": _fusion, "answers": _answers}
+class _Kind(NamedTuple):
+  file: str  # of the conversations
+  command: str  # that writes the same outside of a run
+  write: Callable[..., None]
+
+
+_KINDS = {
+  "fusion": _Kind(CONVERSATIONS, "fusion_data", _fusion),
+  "answers": _Kind(ANSWERS, "distillation_data", _answers),
+}
 
 
 def _problems(spec: str) -> list[Problem]:

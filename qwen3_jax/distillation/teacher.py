@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from qwen3_jax.batch import Batch
-from qwen3_jax.convert import open_source
+from qwen3_jax.convert import described
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.distillation.teacher_program import TeacherProgram, fields_of
@@ -26,9 +26,7 @@ from qwen3_jax.sharding import array_spec, batch_sharding, parameter_shardings
 def check_teacher(key: str, path: Path, tokenizer: Tokenizer) -> ModelConfig:
   """The teacher's model. Raises DataError that names `key` where the folder is missing or its vocabulary another."""
   try:
-    source = open_source(path)
-    config, folder = source.config, source.tokenizer_folder
-    source.close()
+    config, folder = described(path)
     theirs = Tokenizer.from_pretrained(folder)
   except FileNotFoundError as error:
     raise DataError(f"{key}={str(path)!r}: a teacher without its tokenizer ({error}): are the ids the same?") from error

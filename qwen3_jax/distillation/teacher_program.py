@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from qwen3_jax.batch import Batch
 from qwen3_jax.compiler_options import compiler_options
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.flops import training_flops_per_token
+from qwen3_jax.models.flops import forward_flops_per_token
 from qwen3_jax.models.transformer import Parameters, from_parameters
 from qwen3_jax.sharding import batch_sharding, constrain
 from qwen3_jax.train_program import frozen_parameters
@@ -40,7 +40,7 @@ class TeacherProgram:
   def flops_per_step(self) -> float:
     """Analytic: a forward pass is a third of a training step; without the head."""
     head = 2.0 * self.model.hidden_size * self.model.vocab_size
-    return (training_flops_per_token(self.model, self.batch_shape[1]) / 3 - head) * self.tokens_per_step
+    return (forward_flops_per_token(self.model, self.batch_shape[1]) - head) * self.tokens_per_step
 
   def arguments(self, mesh: Mesh) -> dict[str, Any]:
     """What it is given, by kind, as ShapeDtypeStructs with their shardings."""

@@ -15,6 +15,11 @@ def matmul_parameters(config: ModelConfig) -> int:
   return L * (attention + feed_forward) + D * config.vocab_size
 
 
+def forward_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+  """A third of `training_flops_per_token`: the backward pass costs two forward passes."""
+  return training_flops_per_token(config, sequence_length) / 3
+
+
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
   """Forward and backward, recomputation not counted, as MFU is defined (PaLM, appendix B).
 

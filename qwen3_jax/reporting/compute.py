@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.flops import training_flops_per_token
+from qwen3_jax.models.flops import forward_flops_per_token
 from qwen3_jax.workdir import read_json
 
 _BACKWARD = 2  # of a forward pass
@@ -32,7 +32,7 @@ def forward_flops(stage: Path, length: int) -> float:
 
   Raises OSError, ValueError or KeyError where its config.json cannot be read.
   """
-  return training_flops_per_token(ModelConfig.from_hf(read_json(stage / "config.json")), length) / 3
+  return forward_flops_per_token(ModelConfig.from_hf(read_json(stage / "config.json")), length)
 
 
 def learning_curve(

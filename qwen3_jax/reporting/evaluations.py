@@ -23,6 +23,11 @@ class TaskResult:
   intervals: dict[str, Interval]
 
   @property
+  def kind(self) -> str:
+    """Of the task: what `evaluate --tasks` has before the colon."""
+    return self.task.partition(":")[0]
+
+  @property
   def budgets(self) -> list[tuple[float, float, Interval]]:
     """Budget, infinity for none; accuracy; its interval."""
     found = []

@@ -26,7 +26,7 @@ def modes_table(run: RunRecord, evaluations: Sequence[EvaluationRecord]) -> Tabl
     stage = _stage(run, record.name)
     follow = _task(record, "think_follow")
     for result in record.tasks:
-      if result.task.partition(":")[0] != "modes":
+      if result.kind != "modes":
         continue
       cells = [_share(result, metric) for metric in _COLUMNS.values()]
       problems = result.metrics.get("problems")
@@ -56,7 +56,7 @@ def _stage(run: RunRecord, evaluation: str) -> str:
 
 
 def _task(record: EvaluationRecord, kind: str) -> TaskResult | None:
-  return next((result for result in record.tasks if result.task.partition(":")[0] == kind), None)
+  return next((result for result in record.tasks if result.kind == kind), None)
 
 
 def _share(result: TaskResult, metric: str) -> str:

@@ -13,6 +13,7 @@ import scipy.stats
 
 from qwen3_jax.progress import duration
 from qwen3_jax.reporting.curves import Plot, short
+from qwen3_jax.reporting.numbers import MISSING
 from qwen3_jax.reporting.page import markdown_table, markdown_text, template
 from qwen3_jax.reporting.plots import PALETTE_SIZE, Band, Curve, color, draw, draw_band, smooth
 from qwen3_jax.reporting.run_record import RunRecord, StageRecord, read_run, visible
@@ -21,7 +22,6 @@ from qwen3_jax.sweeps.study import SEED
 from qwen3_jax.sweeps.units import DONE, FAILED, STATUSES, Sweep, WorkUnit, read, short_names, written
 from qwen3_jax.workdir import Workdir, WorkdirError, replace_file
 
-_MISSING = "–"
 _MOST_LABELS = 8  # along the axis of a parameter
 _SMOOTHED_FROM = 100  # points of a curve
 _CONFIDENCE = 0.95
@@ -96,9 +96,9 @@ def _units(sweep: Sweep, results: Sequence[_Result]) -> Table:
     found, unit = result.metrics(), result.unit
     remark = "best" if index == best else _reason(unit) if unit.status == FAILED else ""
     row = [visible(unit.name), unit.status]
-    row += [written(unit.parameters[name]) if name in unit.parameters else _MISSING for name in parameters]
-    row += [f"{found[name]:.4g}" if name in found else _MISSING for name in metrics]
-    rows.append((*row, duration(unit.seconds) if unit.seconds else _MISSING, remark))
+    row += [written(unit.parameters[name]) if name in unit.parameters else MISSING for name in parameters]
+    row += [f"{found[name]:.4g}" if name in found else MISSING for name in metrics]
+    rows.append((*row, duration(unit.seconds) if unit.seconds else MISSING, remark))
   header = ("Work unit", "Status", *parameters.values(), *metrics)
   header += ("Wall time", "")
   note = (
@@ -114,12 +114,12 @@ def _over_seeds(sweep: Sweep, results: Sequence[_Result]) -> Table:
   groups: dict[tuple[str, ...], list[float]] = collections.defaultdict(list)
   for result in results:
     if SEED in result.unit.parameters and not math.isnan(result.value):
-      groups[tuple(written(result.unit.parameters.get(name, _MISSING)) for name in parameters)].append(result.value)
+      groups[tuple(written(result.unit.parameters.get(name, MISSING)) for name in parameters)].append(result.value)
   best = _best([float(np.mean(values)) for values in groups.values()], sweep.maximize)
   rows = []
   for index, (own, values) in enumerate(groups.items()):
     mean, low, high = interval(values)
-    shown = f"{low:.4g} to {high:.4g}" if len(values) > 1 else _MISSING
+    shown = f"{low:.4g} to {high:.4g}" if len(values) > 1 else MISSING
     rows.append((*own, str(len(values)), f"{mean:.4g}", shown, "best" if index == best else ""))
   header = (*parameters.values(), "Seeds", sweep.metric, "95% interval", "")
   note = "Means over the seeds that are done, with the interval of Student's t."

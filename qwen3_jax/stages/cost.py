@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from qwen3_jax.config import ROLLOUT_KINDS, stage_model, teacher_model
-from qwen3_jax.models.flops import training_flops_per_token
+from qwen3_jax.models.flops import forward_flops_per_token, training_flops_per_token
 from qwen3_jax.stages.kinds import trained_tokens
 
 _WRITING = 2.0  # a stage that learns from what it writes takes about twice as long as one that reads
@@ -20,7 +20,7 @@ def stage_flops(config: ConfigDict, name: str) -> float:
   if settings.kind in ROLLOUT_KINDS:
     per_token *= _WRITING
   for teacher in settings.get("teachers", ()):
-    per_token += training_flops_per_token(teacher_model(config, name, teacher), settings.sequence_length) / 3
+    per_token += forward_flops_per_token(teacher_model(config, name, teacher), settings.sequence_length)
   return per_token * trained_tokens(settings)
 
 
