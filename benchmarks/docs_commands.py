@@ -97,16 +97,16 @@ class Runner:
 
   Args:
     shared: folder for what they have in common: the small checkpoint and compiled programs.
-    optimise: whether programs are optimised: worth it for blocks that compute more than they compile.
+    xla_flags: of all that it runs; programs need not be optimised for blocks that compile more than they compute.
   """
 
-  def __init__(self, shared: Path, optimise: bool):
+  def __init__(self, shared: Path, xla_flags: str):
     self._shared = shared
     self.environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": str(shared / "xla"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "XLA_FLAGS": "" if optimise else "--xla_backend_optimization_level=0",
+      "XLA_FLAGS": xla_flags,
       "PYTHONPATH": str(ROOT),
       "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
     }
@@ -175,7 +175,7 @@ def main() -> int:
   failed = []
   with tempfile.TemporaryDirectory() as temporary:
     scratch = options.keep or Path(temporary)
-    runner = Runner(scratch / "shared", optimise="slow" in marks)
+    runner = Runner(scratch / "shared", "" if "slow" in marks else "--xla_backend_optimization_level=0")
     for page in wanted:
       folder = scratch / page.relative_to(ROOT).with_suffix("")
       for outcome in runner.run(blocks(page), folder, marks):

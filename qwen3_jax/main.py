@@ -35,6 +35,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from
 _HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 30, "Silence after which a process counts as dead.", 5)
 _STOPPED = flags.DEFINE_integer("stopped_exit_status", 0, "Of a run that was stopped and has more to do.", 0, 255)
 _PROFILE = flags.DEFINE_string("profile_steps", "", "FIRST,LAST: a profiler trace of these steps, both included.")
+REPORT_SECONDS = 60  # between the reports of a run under way, at least
 # What a user mends without reading a traceback: full disks, and places that cannot be written or read.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -153,7 +154,7 @@ def _is_finished(config: ConfigDict, workdir: Workdir) -> bool:
 
 
 def run_pipeline(config: ConfigDict, workdir: Workdir, record: TimeRecord, profiler: Profiler) -> None:
-  """Runs what is left of `config.pipeline` in `workdir` and writes the report after every stage."""
+  """Runs what is left of `config.pipeline` in `workdir` and writes the report, on the way too where stages are long."""
   import jax
 
   from qwen3_jax.data.corpora import prepare_corpora
@@ -186,6 +187,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir, record: TimeRecord, profi
   check_start(config, left, done, tokenizer, workdir)
   with record.spend("evaluation"):
     run_evaluations(config, done, workdir)  # a kill may have come between a stage's end and them
+  reported = time.monotonic()
   with PreemptionNotice() as notice:
     for name in left:
       before = stages_before(config, name)
@@ -206,9 +208,11 @@ def run_pipeline(config: ConfigDict, workdir: Workdir, record: TimeRecord, profi
         workdir.mark_done(name, stage.steps)
       with record.spend("evaluation"):
         run_evaluations(config, [name], workdir)
-      if first:
+      stops = notice.requested() or name == left[-1]
+      if first and (stops or time.monotonic() - reported > REPORT_SECONDS):
         with record.spend("other"):
           write_report(workdir)
+        reported = time.monotonic()
       if notice.requested() and name != left[-1]:
         raise Preempted(f"stopped at the end of stage {name!r}")
   if first:

@@ -8,9 +8,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+from tests import fast_compiling
+
 jax.config.update("jax_num_cpu_devices", 8)
 _flags = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{_flags} --xla_backend_optimization_level=0"  # compiling is most of what small tests do
+os.environ["XLA_FLAGS"] = f"{_flags} {fast_compiling.FLAGS}"  # compiling is most of what small tests do
 jax.devices()  # reads the flags, which processes that tests start do not get
 os.environ["XLA_FLAGS"] = _flags
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))

@@ -16,6 +16,7 @@ from typing import Any
 from qwen3_jax.data.train_tokenizer import train_sentencepiece
 from qwen3_jax.metrics import read_metrics
 from qwen3_jax.workdir import Workdir
+from tests import fast_compiling
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 900  # seconds; only a hang takes so long, even on a crowded machine
@@ -56,7 +57,7 @@ class Material:
     """Of a run: one CPU, compiled programs kept in a cache of our own, since a kill may leave half an entry there."""
     return os.environ | {
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "XLA_FLAGS": fast_compiling.FLAGS,
       "JAX_COMPILATION_CACHE_DIR": str(self.folder / "xla"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       "PYTHONPATH": str(ROOT),

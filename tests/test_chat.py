@@ -16,6 +16,7 @@ from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.models.transformer import from_parameters
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 from qwen3_jax.rollout.tools_file import load_tools
+from tests import fast_compiling
 from tests.rollout.chain_model import CONFIG, chain, chain_model
 from tests.rollout.conftest import tokenizer  # noqa: F401
 
@@ -24,7 +25,7 @@ GOLDEN = ROOT / "tests" / "golden" / "dense"
 
 
 def run_chat(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
-  flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  flags = {"XLA_FLAGS": fast_compiling.FLAGS}
   environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | flags
   command = [sys.executable, "-m", "qwen3_jax.chat", *arguments]
   return subprocess.run(command, input=text, capture_output=True, text=True, env=environment, timeout=600)

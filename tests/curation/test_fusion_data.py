@@ -18,6 +18,7 @@ from qwen3_jax.loading import save_pretrained
 from qwen3_jax.models.transformer import from_parameters
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.records import write_problems
+from tests import fast_compiling
 from tests.curation.scripted_asker import ScriptedAsker, by_chance, problem
 from tests.curation.test_checklists import Judge
 from tests.curation.test_fusion import single
@@ -165,7 +166,7 @@ def test_the_command(tokenizer, tmp_path):  # noqa: F811
   arguments = [[f"--{name}={value}" for name, value in run.items()] for run in runs]
   environment = os.environ | {
     "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {fast_compiling.FLAGS}",
   }  # fmt: skip
   done = subprocess.run(
     [sys.executable, "-c", COMMAND],

@@ -23,6 +23,7 @@ from qwen3_jax.loading import save_pretrained
 from qwen3_jax.models.transformer import from_parameters
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.records import read_problems, write_problems
+from tests import fast_compiling
 from tests.rollout.chain_model import CONFIG, chain, chain_model
 from tests.rollout.conftest import tokenizer  # noqa: F401
 
@@ -307,7 +308,7 @@ def test_the_command(sometimes_right, tmp_path):
   }  # fmt: skip
   environment = os.environ | {
     "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {fast_compiling.FLAGS}",
   }  # fmt: skip
 
   def run(**changes):

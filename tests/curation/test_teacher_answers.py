@@ -31,6 +31,7 @@ from qwen3_jax.problems.records import write_problems
 from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.request import Result
 from qwen3_jax.rollout.sampling import NOT_THINKING, THINKING
+from tests import fast_compiling
 from tests.rollout.chain_model import CONFIG, chain_model
 from tests.rollout.conftest import tokenizer  # noqa: F401
 
@@ -416,7 +417,7 @@ def test_the_command_killed_and_resumed(fickle, tokenizer):  # noqa: F811
   environment = os.environ | {
     "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(fickle / "xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {fast_compiling.FLAGS}",
   }  # fmt: skip
   run = lambda: subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
   done = run()

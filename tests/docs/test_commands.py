@@ -9,6 +9,7 @@ import pytest
 from command_names import wrong_names
 
 from benchmarks.docs_commands import ROOT, Block, Runner, blocks, pages
+from tests import fast_compiling
 
 NAMES = {str(page.relative_to(ROOT)): blocks(page) for page in pages()}
 RUN = [name for name, found in NAMES.items() if any(block.mark == "run" for block in found)]
@@ -18,7 +19,7 @@ _COMMAND = re.compile(rf"^\s*(?:\w+=\S+ )*(?:{_PROGRAMS})\s", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
-  return Runner(tmp_path_factory.mktemp("shared"), optimise=False)
+  return Runner(tmp_path_factory.mktemp("shared"), fast_compiling.FLAGS)
 
 
 def test_every_fenced_block_is_marked():

@@ -19,6 +19,7 @@ from qwen3_jax.evaluation.perplexity import rolling
 from qwen3_jax.loading import save_pretrained
 from qwen3_jax.models.transformer import from_parameters
 from qwen3_jax.rollout.generate import complete
+from tests import fast_compiling
 from tests.rollout.chain_model import CONFIG, chain, chain_model
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def run(tmp_path_factory):
   environment = os.environ | {
     "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
     "HF_HOME": str(tmp_path_factory.mktemp("huggingface")),
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {fast_compiling.FLAGS}",
   }  # fmt: skip
 
   def run(*arguments: object) -> subprocess.CompletedProcess:

@@ -25,6 +25,7 @@ from qwen3_jax.rollout.completion import Completion
 from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.generate import make_engine
 from qwen3_jax.workdir import Workdir, write_json
+from tests import fast_compiling
 from tests.evaluation.thinking_chain import GREEDY, THOUGHTS, problem, thinking_chain
 
 ROOT = Path(__file__).parents[2]
@@ -258,7 +259,7 @@ def test_the_command_and_the_report(tokenizer, tmp_path):
   ]  # fmt: skip
   environment = os.environ | {
     "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "200",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {fast_compiling.FLAGS}",
   }  # fmt: skip
   ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
   assert ended.returncode == 0, ended.stderr[-3000:]

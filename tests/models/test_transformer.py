@@ -63,7 +63,7 @@ def test_initial_loss_is_that_of_a_uniform_guess(hidden, tied, experts):
     vocab_size=V,
     num_layers=2,
     hidden_size=hidden,
-    intermediate_size=hidden,
+    intermediate_size=hidden // 4,
     num_heads=4,
     num_kv_heads=2,
     head_dim=64,
