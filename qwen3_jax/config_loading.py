@@ -28,6 +28,9 @@ from qwen3_jax.config_checks import (
   validate,
 )
 
+# What is beside this package: `experiments/NAME.py` is found from any folder, in a checkout and when installed.
+INSTALLED = Path(__file__).parents[1]
+
 
 def parse_arg(arg: str, **arguments: Any) -> SimpleNamespace:
   """The arguments of an experiment, from `name=value,flag,...`.
@@ -120,10 +123,11 @@ def config_from_flags() -> ConfigDict:
 
 
 def _import_get_config(file: str) -> Any:
-  path = Path(file)
-  if not path.is_file():
-    folder = path.parent if path.parent.is_dir() else Path("experiments")
-    known = [str(candidate) for candidate in sorted(folder.glob("*.py"))]
+  path = next((found for found in (Path(file), INSTALLED / file) if found.is_file()), None)
+  if path is None:
+    here = Path(file).parent
+    known = [str(found) for found in sorted(here.glob("*.py"))] if here.is_dir() else []
+    known += [str(found.relative_to(INSTALLED)) for found in sorted((INSTALLED / "experiments").glob("**/*.py"))]
     raise ConfigError([f"config={file!r}: no such file.{did_you_mean(file, known)}"])
   spec = importlib.util.spec_from_file_location(path.stem, path)
   if spec is None or spec.loader is None:

@@ -192,6 +192,17 @@ def test_numbers_that_are_none(experiment, text):
       load(experiment, [f"{key}={text}"])
 
 
+def test_experiments_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert load("experiments/dense_0_6b.py:tiny", []).name == "qwen3-0.6b-tiny"
+  with pytest.raises(ConfigError, match=r"no such file\. Did you mean 'experiments/dense_0_6b\.py'\?"):
+    load("experiments/dense_0_6.py", [])
+  (tmp_path / "experiments").mkdir()  # a file here goes first
+  (tmp_path / "experiments" / "dense_0_6b.py").write_text("")
+  with pytest.raises(ConfigError, match="has no get_config"):
+    load("experiments/dense_0_6b.py", [])
+
+
 def test_missing_file_and_missing_function(tmp_path, experiment):
   with pytest.raises(ConfigError, match=r"no such file\. Did you mean '.*/experiment\.py'\?"):
     load(experiment.replace("experiment.py", "experimnt.py"))
