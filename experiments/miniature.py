@@ -1,10 +1,10 @@
 """The demo: the whole Qwen3 recipe on a laptop, from raw text to a chat model that thinks when it is asked to.
 
 S1 -> S2 -> S3 on text that a Python installation holds; then, on tracking a ball under cups (`problems/cups.py`), cold
-start, reasoning RL and thinking-mode fusion; then a smaller student, which learns from the fused model's answers
-(off-policy) and from its predictions (on-policy), beside one that goes on by RL. `model=dense` (the default) or
-`model=moe`; `quick` is a fifth of it; `post=none` ends after S3. Nothing is downloaded: the tokenizer is trained on the
-same text. What trades quality against time on two cores is a constant below.
+start, reasoning RL and thinking-mode fusion; then a smaller student, pre-trained on S1's text, which learns from the
+fused model's answers (off-policy) and from its predictions (on-policy), beside one that goes on by RL. `model=dense`
+(the default) or `model=moe`; `quick` is a fifth of it; `post=none` ends after S3. Nothing is downloaded: the tokenizer
+is trained on the same text. What trades quality against time on two cores is a constant below.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ VOCABULARY = 1024
 # Qwen3's proportions: two heads to a key/value head, untied when MoE. So small that two cores train it in minutes.
 DENSE = SMALL
 MOE = {**DENSE, "intermediate_size": 96, "num_experts": 8, "num_experts_per_token": 2, "tie_word_embeddings": False}
-STUDENT = {**SMALL, "hidden_size": 64, "intermediate_size": 192, "head_dim": 16, "initializer_range": 0.1}
+STUDENT = {**SMALL, "hidden_size": 80, "intermediate_size": 240, "head_dim": 20, "initializer_range": 0.09}
 
 
 class Steps(NamedTuple):
@@ -37,17 +37,20 @@ class Steps(NamedTuple):
   student_off_policy: int
   student_on_policy: int
   student_rl: int
-  problems: int  # of each mode in fusion, and that the student's teacher answers
+  problems: int  # of each mode in fusion
+  answered: int  # by the student's teacher
 
 
 # A token costs about three times as much in the MoE (all its experts are small matrices): fewer steps.
 STEPS = {
-  "dense": Steps(400, 120, 80, 400, 30, 400, 200, 20, 40, 4000),
-  "moe": Steps(250, 80, 60, 400, 30, 150, 120, 15, 40, 2000),
+  "dense": Steps(400, 120, 80, 400, 30, 400, 900, 20, 40, 4000, 12_000),
+  "moe": Steps(250, 80, 60, 400, 30, 150, 300, 20, 20, 2000, 4000),
 }
-QUICK = Steps(100, 30, 20, 150, 8, 60, 40, 5, 10, 500)
+QUICK = Steps(100, 30, 20, 150, 8, 60, 60, 5, 10, 500, 500)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
 PEAK_LR = 3e-3
+STUDENT_LR = 1e-3  # where it goes over from off-policy to on-policy
+S1_RATES = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR, "warmup_steps": 20}
 SEQUENCE = 128  # S1 and S2
 LONG_SEQUENCE = 512  # S3: four times S1's
 LENGTH_BUCKETS = ((256, 512, 0.75), (64, 256, 0.25))  # S3's of the report, 64 times shorter
@@ -88,17 +91,16 @@ def _add_pretraining(config: ConfigDict, steps: Steps) -> None:
   for domain, megabytes in (("code", 16), ("documentation", 0), ("multilingual", 0)):
     config.data.corpora[domain] = corpus(f"python:{domain}", limit_megabytes=megabytes, validation_fraction=0.05)
   config.pipeline = ("s1", "s2", "s3")
-  s1 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR, "warmup_steps": 20}
   s2 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR / 10, "decay_fraction": 1.0}
   s3 = {"schedule": "cosine", "peak_lr": PEAK_LR / 4, "final_lr": PEAK_LR / 40, "warmup_steps": 5}
-  config.stages.s1 = _pretraining("s1", steps.s1, SEQUENCE, 1e4, s1)
+  config.stages.s1 = _pretraining("s1", steps.s1, SEQUENCE, 1e4, S1_RATES)
   config.stages.s2 = _pretraining("s2", steps.s2, SEQUENCE, 1e4, s2)
   config.stages.s3 = _pretraining("s3", steps.s3, LONG_SEQUENCE, 1e6, s3)
   config.stages.s3.length_buckets = LENGTH_BUCKETS
 
 
 def _pretraining(
-  name: str, steps: int, sequence_length: int, rope_theta: float, optimizer: dict[str, Any]
+  name: str, steps: int, sequence_length: int, rope_theta: float, optimizer: dict[str, Any], model: str = ""
 ) -> ConfigDict:
   return pretrain_stage(
     sequence_length=sequence_length,
@@ -111,6 +113,7 @@ def _pretraining(
     evaluate_batches=8,
     sample_prompts=PROMPTS,
     sample_tokens=32,
+    model=model,
   )
 
 
@@ -136,17 +139,23 @@ def _add_student(config: ConfigDict, steps: Steps) -> None:
   config.models.student.update(name=f"{config.name}-student", vocab_size=VOCABULARY, unroll_layers=True)
   config.data.written.answers = written_answers(
     "fusion",
-    problems=TASK.problems.format(count=steps.problems, seed=9),
+    problems=TASK.problems.format(count=steps.answered, seed=9),
     max_length=TASK.sequence,
     max_new_tokens=TASK.answer,
     slots=256,
   )
   config.data.corpora.answers = corpus("written:answers", validation_fraction=0.04)
   rollout = {"slots": 256, "max_new_tokens": TASK.answer, "modes": BOTH_MODES}
-  config.stages.student_off_policy = off_policy_stage(TASK, steps.student_off_policy, model="student")
+  # Of S1 only; a model that has read no text is slow to learn to look things up.
+  config.stages.student_s1 = _pretraining("s1", steps.s1, SEQUENCE, 1e4, S1_RATES, model="student")
+  task = TASK._replace(sft_rows=16)  # the smaller, the more steps it needs
+  config.stages.student_off_policy = off_policy_stage(task, steps.student_off_policy, model="student")
+  # The rate falls over both stages, so that the second does not begin with a jump back up.
+  config.stages.student_off_policy.optimizer.final_lr = STUDENT_LR
   config.stages.student_on_policy = on_policy_stage(
     TASK, steps.student_on_policy, "stage:fusion", model="student", rollout=rollout
   )
+  config.stages.student_on_policy.optimizer.update(schedule="cosine", peak_lr=STUDENT_LR, final_lr=STUDENT_LR / 20)
   config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=steps.student_rl))
   config.stages.student_rl.update(model="student", after="student_off_policy", evaluate_every=10, rollout=rollout)
-  config.pipeline += ("student_off_policy", "student_on_policy", "student_rl")
+  config.pipeline += ("student_s1", "student_off_policy", "student_on_policy", "student_rl")

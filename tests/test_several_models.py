@@ -15,17 +15,20 @@ from qwen3_jax.stages.kinds import trained_tokens
 from qwen3_jax.workdir import Workdir
 
 EXPERIMENT = run_helpers.ROOT / "experiments" / "miniature.py"
-STUDENT = ("student_off_policy", "student_on_policy", "student_rl")
+STUDENT = ("student_s1", "student_off_policy", "student_on_policy", "student_rl")
 
 
 def test_stages_build_on_those_of_the_same_model():
   config = load(f"{EXPERIMENT}:", [])
-  assert stages_before(config, "s1") == [] == stages_before(config, "student_off_policy")
+  assert stages_before(config, "s1") == [] == stages_before(config, "student_s1")
   assert stages_before(config, "fusion") == ["s1", "s2", "s3", "cold_start", "reasoning_rl"]
-  assert stages_before(config, "student_on_policy") == ["student_off_policy"]
-  assert stages_before(config, "student_rl") == ["student_off_policy"]  # not student_on_policy, which is between
+  assert stages_before(config, "student_on_policy") == ["student_s1", "student_off_policy"]
+  assert stages_before(config, "student_rl") == [
+    "student_s1",
+    "student_off_policy",
+  ]  # not student_on_policy, which is between
   student, teacher = stage_model(config, "student_rl"), teacher_model(config, "student_on_policy", "large")
-  assert student.hidden_size == 64 and teacher == stage_model(config, "fusion")
+  assert student.hidden_size == 80 and teacher == stage_model(config, "fusion")
 
 
 def test_what_stages_cost_beside_each_other():
@@ -72,7 +75,8 @@ def test_a_student_in_the_run_of_its_teacher(tmp_path):
     "pipeline": ("s1", *STUDENT),
     "models.student.hidden_size": 32,
     "stages.s1.tokens": 4 * 1024,
-    **{f"stages.{name}.steps": 2 for name in STUDENT[1:]},
+    "stages.student_s1.tokens": 2 * 1024,
+    **{f"stages.{name}.steps": 2 for name in STUDENT[2:]},
     "stages.student_off_policy.tokens": 2 * 8 * 192,
   }
   run = Workdir(tmp_path / "run")
@@ -83,19 +87,22 @@ def test_a_student_in_the_run_of_its_teacher(tmp_path):
 
   settings = json.loads(run.config.read_text())["stages"]
   per_step = {name: settings[name]["batch_size"] * settings[name]["sequence_length"] for name in STUDENT}
-  begins = 2 * per_step["student_off_policy"]
+  first = per_step["student_s1"]
+  learns = settings["student_s1"]["tokens"] // first * first
+  begins = learns + 2 * per_step["student_off_policy"]
   seen = {name: series(run.path, name, "tokens_seen")[1] for name in STUDENT}
-  assert seen["student_off_policy"] == per_step["student_off_policy"]  # from scratch, not from s1
-  for name in STUDENT[1:]:  # both from the off-policy student
+  assert seen["student_s1"] == first  # from scratch, not from s1
+  assert seen["student_off_policy"] == learns + per_step["student_off_policy"]
+  for name in STUDENT[2:]:  # both from the off-policy student
     assert seen[name] == begins + per_step[name]
 
   measured = run.path / "evaluations" / "student.json"
-  first = json.loads(measured.read_text())
-  assert [task.partition(":")[0] for task in first] == ["modes"]
+  before = json.loads(measured.read_text())
+  assert [task.partition(":")[0] for task in before] == ["modes"]
   measured.unlink()  # as if the run had been killed before it
   assert "Evaluating stage 'student_on_policy'" in start().out
   again = json.loads(measured.read_text())
-  assert again == first
+  assert again == before
   assert "Evaluating" not in start().out
 
 
