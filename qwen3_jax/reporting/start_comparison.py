@@ -23,6 +23,7 @@ from qwen3_jax.reporting.table import Table
 from qwen3_jax.workdir import Workdir
 
 _METHODS = {"rl": "RL", "distill": "on-policy distillation", "sft": "supervised fine-tuning"}
+_MODES = {"no_think": "not thinking", "think": "thinking"}  # behind pass@1, the last first
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, ArithmeticError)
 
 
@@ -49,7 +50,13 @@ class StartComparison:
     for student in self.students:
       last = student.points[-1]
       rows.append(_row(student.stage, last, student.stage, (last.seconds, last.samples, last.flops)))
-    header = ("Stage", "Learns by", "pass@1", k or "pass@k", "In steps", "Samples", "Training operations")
+    header = ["Stage", "Learns by", "pass@1", k or "pass@k", "In steps", "Samples", "Training operations"]
+    for mode, title in _MODES.items():
+      judged = [student.stage.series(f"validation/pass@1/{mode}")[1] for student in self.students]
+      if all(values.size for values in judged):
+        shown = [judged[0][0], *(values[-1] for values in judged)]
+        rows = [(*row[:3], percent(value), *row[3:]) for row, value in zip(rows, shown)]
+        header.insert(3, title)
     prompts = "" if self.has_prompts else " Prompts are not counted: none is at hand."
     note = (
       "Held-out problems, in brackets 95% intervals (Wilson). They take problems as independent and all answers to one"
@@ -57,7 +64,7 @@ class StartComparison:
       " from; theirs come on top. Operations: writing an answer, learning from it, the teacher's pass over it; those of"
       f" making the teacher and its answers are left out.{prompts}"
     )
-    return Table(f"From one start: {visible(self.start.name)}", header, rows, frozenset({0, 1}), note)
+    return Table(f"From one start: {visible(self.start.name)}", tuple(header), rows, frozenset({0, 1}), note)
 
 
 def start_comparisons(run: RunRecord, workdir: Workdir) -> list[StartComparison]:

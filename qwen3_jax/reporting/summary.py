@@ -137,6 +137,7 @@ def tiles(run: RunRecord, spent: Goodput | None) -> list[tuple[str, str]]:
   found.append((compact(sum(stage.tokens for stage in trained)), "tokens trained on"))
   pretrained = [stage for stage in trained if stage.settings.get("kind", "pretrain") == "pretrain"]
   evaluated = [stage for stage in pretrained or trained if stage.last("validation/loss") is not None]
+  evaluated = [stage for stage in evaluated if not stage.settings.get("model")] or evaluated  # rather than a student
   if evaluated:
     stage = evaluated[-1]
     found.append((number(stage.last("validation/loss"), loss), f"nats per token after {visible(stage.name)}"))

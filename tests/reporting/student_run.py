@@ -80,8 +80,11 @@ def write_student_run(workdir: Workdir, with_tokenizer: bool = True) -> None:
 
 def _rollout_lines(name: str) -> list[dict]:
   """Logged every third step, judged at steps of its own."""
+  modes = lambda score: {"think": score + 0.0625, "no_think": score - 0.0625}
   scores = [
-    {"step": step, "validation/pass@1": score, "validation/pass@4": score + 0.125} for step, score in SCORES[name]
+    {"step": step, "validation/pass@1": score, "validation/pass@4": score + 0.125}
+    | {f"validation/pass@1/{mode}": value for mode, value in modes(score).items()}
+    for step, score in SCORES[name]
   ]
   logged = [
     {

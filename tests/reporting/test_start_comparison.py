@@ -50,6 +50,8 @@ def test_table(run):
   low, high = scipy.stats.binomtest(25, 50).proportion_ci(0.95, method="wilson")  # 50 problems, half of them right
   assert table["pass@1"][2] == f"50.0% [{100 * low:.1f}, {100 * high:.1f}]"
   assert [cell[: cell.index("%")] for cell in table["pass@4"]] == ["37.5", "87.5", "62.5"]
+  assert table["thinking"] == ["31.2%", "81.2%", "56.2%"]
+  assert table["not thinking"] == ["18.8%", "68.8%", "43.8%"]
   assert table["In steps"] == ["4.0s", "3.0s", "1.5s"]
   assert table["Samples"] == ["–", "48", "48"]
 
