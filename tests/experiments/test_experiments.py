@@ -209,7 +209,9 @@ def test_miniature_reasoning(task, form):
   name = task.removeprefix("mixed_")
   assert name in rl.problems and name in config.data.corpora.traces.source and rl.problems != rl.validation_problems
   assert make_model_config(config.model).parameter_count() < 600_000
-  assert steps(config.stages.cold_start) <= (20 if form else 1000)
+  # Of at most 15 minutes with GRPO: 11 of two cores at 12,000 tokens a second, what they reach undisturbed.
+  cold_start = config.stages.cold_start
+  assert steps(cold_start) <= 20 if form else cold_start.tokens <= 11 * 60 * 12_000
 
 
 @pytest.mark.parametrize("form", ["", "teacher_size=32b", "tiny"])
