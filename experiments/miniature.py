@@ -7,6 +7,7 @@ fused model's answers (off-policy) and from its predictions (on-policy), beside 
 is trained on the same text. What trades quality against time on two cores is a constant below.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -50,7 +51,6 @@ QUICK = Steps(100, 30, 20, 150, 8, 60, 60, 5, 10, 500, 500)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
 PEAK_LR = 3e-3
 STUDENT_LR = 1e-3  # where it goes over from off-policy to on-policy
-S1_RATES = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR, "warmup_steps": 20}
 SEQUENCE = 128  # S1 and S2
 LONG_SEQUENCE = 512  # S3: four times S1's
 LENGTH_BUCKETS = ((256, 512, 0.75), (64, 256, 0.25))  # S3's of the report, 64 times shorter
@@ -91,16 +91,17 @@ def _add_pretraining(config: ConfigDict, steps: Steps) -> None:
   for domain, megabytes in (("code", 16), ("documentation", 0), ("multilingual", 0)):
     config.data.corpora[domain] = corpus(f"python:{domain}", limit_megabytes=megabytes, validation_fraction=0.05)
   config.pipeline = ("s1", "s2", "s3")
+  s1 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR, "warmup_steps": 20}
   s2 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR / 10, "decay_fraction": 1.0}
   s3 = {"schedule": "cosine", "peak_lr": PEAK_LR / 4, "final_lr": PEAK_LR / 40, "warmup_steps": 5}
-  config.stages.s1 = _pretraining("s1", steps.s1, SEQUENCE, 1e4, S1_RATES)
+  config.stages.s1 = _pretraining("s1", steps.s1, SEQUENCE, 1e4, s1)
   config.stages.s2 = _pretraining("s2", steps.s2, SEQUENCE, 1e4, s2)
   config.stages.s3 = _pretraining("s3", steps.s3, LONG_SEQUENCE, 1e6, s3)
   config.stages.s3.length_buckets = LENGTH_BUCKETS
 
 
 def _pretraining(
-  name: str, steps: int, sequence_length: int, rope_theta: float, optimizer: dict[str, Any], model: str = ""
+  name: str, steps: int, sequence_length: int, rope_theta: float, optimizer: dict[str, Any]
 ) -> ConfigDict:
   return pretrain_stage(
     sequence_length=sequence_length,
@@ -113,7 +114,6 @@ def _pretraining(
     evaluate_batches=8,
     sample_prompts=PROMPTS,
     sample_tokens=32,
-    model=model,
   )
 
 
@@ -147,7 +147,8 @@ def _add_student(config: ConfigDict, steps: Steps) -> None:
   config.data.corpora.answers = corpus("written:answers", validation_fraction=0.04)
   rollout = {"slots": 256, "max_new_tokens": TASK.answer, "modes": BOTH_MODES}
   # Of S1 only; a model that has read no text is slow to learn to look things up.
-  config.stages.student_s1 = _pretraining("s1", steps.s1, SEQUENCE, 1e4, S1_RATES, model="student")
+  config.stages.student_s1 = copy.deepcopy(config.stages.s1)
+  config.stages.student_s1.model = "student"
   task = TASK._replace(sft_rows=16)  # the smaller, the more steps it needs
   config.stages.student_off_policy = off_policy_stage(task, steps.student_off_policy, model="student")
   # The rate falls over both stages, so that the second does not begin with a jump back up.

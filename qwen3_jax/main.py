@@ -35,7 +35,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from
 _HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 30, "Silence after which a process counts as dead.", 5)
 _STOPPED = flags.DEFINE_integer("stopped_exit_status", 0, "Of a run that was stopped and has more to do.", 0, 255)
 _PROFILE = flags.DEFINE_string("profile_steps", "", "FIRST,LAST: a profiler trace of these steps, both included.")
-REPORT_SECONDS = 60  # between the reports of a run under way, at least
+_REPORT_SECONDS = 60  # between the reports of a run under way, at least
 # What a user mends without reading a traceback: full disks, and places that cannot be written or read.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -208,12 +208,13 @@ def run_pipeline(config: ConfigDict, workdir: Workdir, record: TimeRecord, profi
         workdir.mark_done(name, stage.steps)
       with record.spend("evaluation"):
         run_evaluations(config, [name], workdir)
-      stops = notice.requested() or name == left[-1]
-      if first and (stops or time.monotonic() - reported > REPORT_SECONDS):
+      last = name == left[-1]
+      stops = notice.requested() and not last
+      if first and (stops or last or time.monotonic() - reported > _REPORT_SECONDS):
         with record.spend("other"):
           write_report(workdir)
         reported = time.monotonic()
-      if notice.requested() and name != left[-1]:
+      if stops:
         raise Preempted(f"stopped at the end of stage {name!r}")
   if first:
     record.flush()

@@ -23,10 +23,8 @@ def test_stages_build_on_those_of_the_same_model():
   assert stages_before(config, "s1") == [] == stages_before(config, "student_s1")
   assert stages_before(config, "fusion") == ["s1", "s2", "s3", "cold_start", "reasoning_rl"]
   assert stages_before(config, "student_on_policy") == ["student_s1", "student_off_policy"]
-  assert stages_before(config, "student_rl") == [
-    "student_s1",
-    "student_off_policy",
-  ]  # not student_on_policy, which is between
+  # Not student_on_policy, which is between.
+  assert stages_before(config, "student_rl") == ["student_s1", "student_off_policy"]
   student, teacher = stage_model(config, "student_rl"), teacher_model(config, "student_on_policy", "large")
   assert student.hidden_size == 80 and teacher == stage_model(config, "fusion")
 

@@ -23,7 +23,7 @@ from qwen3_jax.reporting.table import Table
 from qwen3_jax.workdir import Workdir
 
 _METHODS = {"rl": "RL", "distill": "on-policy distillation", "sft": "supervised fine-tuning"}
-_MODES = {"no_think": "not thinking", "think": "thinking"}  # behind pass@1, the last first
+_MODES = {"think": "thinking", "no_think": "not thinking"}  # in which pass@1 was measured, too
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, ArithmeticError)
 
 
@@ -46,17 +46,16 @@ class StartComparison:
   def table(self) -> Table:
     before = self.students[0].points[0]
     k = pass_at_more(self.students[0].stage.names).removeprefix("validation/")
-    rows = [_row(self.start, before, self.students[0].stage, (self.start.step_seconds, None, self.start_flops))]
-    for student in self.students:
+    modes = [mode for mode in _MODES if all(_in_mode(student.stage, mode).size for student in self.students)]
+    shares = [[percent(_in_mode(self.students[0].stage, mode)[0]) for mode in modes]]
+    shares += [[percent(_in_mode(student.stage, mode)[-1]) for mode in modes] for student in self.students]
+    cost = (self.start.step_seconds, None, self.start_flops)
+    rows = [_row(self.start, before, self.students[0].stage, cost, shares[0])]
+    for student, by_mode in zip(self.students, shares[1:]):
       last = student.points[-1]
-      rows.append(_row(student.stage, last, student.stage, (last.seconds, last.samples, last.flops)))
-    header = ["Stage", "Learns by", "pass@1", k or "pass@k", "In steps", "Samples", "Training operations"]
-    for mode, title in _MODES.items():
-      judged = [student.stage.series(f"validation/pass@1/{mode}")[1] for student in self.students]
-      if all(values.size for values in judged):
-        shown = [judged[0][0], *(values[-1] for values in judged)]
-        rows = [(*row[:3], percent(value), *row[3:]) for row, value in zip(rows, shown)]
-        header.insert(3, title)
+      rows.append(_row(student.stage, last, student.stage, (last.seconds, last.samples, last.flops), by_mode))
+    titles = [_MODES[mode] for mode in modes]
+    header = ("Stage", "Learns by", "pass@1", *titles, k or "pass@k", "In steps", "Samples", "Training operations")
     prompts = "" if self.has_prompts else " Prompts are not counted: none is at hand."
     note = (
       "Held-out problems, in brackets 95% intervals (Wilson). They take problems as independent and all answers to one"
@@ -64,7 +63,7 @@ class StartComparison:
       " from; theirs come on top. Operations: writing an answer, learning from it, the teacher's pass over it; those of"
       f" making the teacher and its answers are left out.{prompts}"
     )
-    return Table(f"From one start: {visible(self.start.name)}", tuple(header), rows, frozenset({0, 1}), note)
+    return Table(f"From one start: {visible(self.start.name)}", header, rows, frozenset({0, 1}), note)
 
 
 def start_comparisons(run: RunRecord, workdir: Workdir) -> list[StartComparison]:
@@ -88,8 +87,17 @@ def start_comparisons(run: RunRecord, workdir: Workdir) -> list[StartComparison]
   return found
 
 
+def _in_mode(stage: StageRecord, mode: str) -> np.ndarray:
+  """pass@1 at each evaluation."""
+  return stage.series(f"validation/pass@1/{mode}")[1]
+
+
 def _row(
-  stage: StageRecord, point: Point, judged: StageRecord, cost: tuple[float | None, float | None, float | None]
+  stage: StageRecord,
+  point: Point,
+  judged: StageRecord,
+  cost: tuple[float | None, float | None, float | None],
+  by_mode: Sequence[str],
 ) -> tuple[str, ...]:
   """`judged` is the stage whose held-out problems the point is of."""
   problems = judged.settings.get("evaluate_problems")
@@ -101,6 +109,7 @@ def _row(
     visible(stage.name),
     visible(_METHODS.get(kind, kind)) or MISSING,
     number(point.pass1, share),
+    *by_mode,
     number(point.passk, share),
     number(seconds, duration),
     number(samples, compact),
