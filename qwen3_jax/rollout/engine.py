@@ -260,7 +260,11 @@ class Engine:
     """
     left = sorted(map(self._left, self._running())) or [1]
     some = left[len(left) // 16]
-    return min(self.settings.steps, some) if self._waiting else min(self.settings.most_steps, left[-1])
+    if self._waiting:
+      return min(self.settings.steps, some)
+    steps = min(self.settings.most_steps, left[-1])
+    room = 0 if self.paged else self._cache.length - self._longest()
+    return min(steps, room) if room >= self.settings.steps else steps  # a longer cache only when it is needed
 
   def _left(self, sequence: _Sequence) -> int:
     """Tokens that a running request may still get, at most."""
@@ -500,8 +504,12 @@ class Engine:
     """A dense cache for so many more tokens in its longest slot: every slot's row is as long, and read to its end."""
     if self._pages is not None:
       return
-    longest = max((len(s.tokens) for s in self._slots if s is not None), default=0) + steps
+    longest = self._longest() + steps
     self._resize_to(next(n for n in self._cache_lengths() if n >= min(longest, self.settings.max_length)))
+
+  def _longest(self) -> int:
+    """Tokens of the longest sequence that has a slot."""
+    return max((len(s.tokens) for s in self._slots if s is not None), default=0)
 
   def _resize_to(self, length: int) -> None:
     """At least `length`, and less than twice as much; by neighbours, so that few programs do it."""

@@ -8,6 +8,7 @@ vocabulary need sums alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -176,9 +177,10 @@ def draw_with(log_probabilities: jax.Array, noise: jax.Array) -> jax.Array:
 
 def gumbel_noise(keys: jax.Array, V: int, needed: jax.Array | bool = True) -> jax.Array:
   """float32 [..., V] by keys uint32 [..., 2]; zeros unless `needed`."""
-  shape = (*keys.shape[:-1], V)
-  noise = lambda keys: jax.vmap(lambda key: _gumbel(key, V))(keys.reshape(-1, 2)).reshape(shape)
-  return jax.lax.cond(needed, noise, lambda keys: jnp.zeros(shape), keys)
+  noise = functools.partial(_gumbel, V=V)
+  for _ in range(keys.ndim - 1):  # the axes stay as they are: a merged one would be gathered from the mesh
+    noise = jax.vmap(noise)
+  return jax.lax.cond(needed, noise, lambda keys: jnp.zeros((*keys.shape[:-1], V)), keys)
 
 
 def _gumbel(key: jax.Array, V: int) -> jax.Array:
