@@ -61,13 +61,7 @@ def decoding_layout(config: ModelConfig, params: Parameters, stacked: bool) -> P
 
 
 def cached_hidden(
-  config: ModelConfig,
-  params: Parameters,
-  tokens: jax.Array,
-  place: Place,
-  cache: Any,
-  return_experts: bool = False,
-  rope: tuple[jax.Array, jax.Array] | None = None,
+  config: ModelConfig, params: Parameters, tokens: jax.Array, place: Place, cache: Any, return_experts: bool = False
 ) -> tuple[Transformer, jax.Array, Any, jax.Array | None]:
   """Runs new tokens int32 [B, T] -> (the model without its layers, [B, T, D] after the final norm, the cache, experts).
 
@@ -75,15 +69,13 @@ def cached_hidden(
     params: as `decoding_layout` leaves them.
     cache: a `Cache`; its layer is an int where layers are a tuple, else traced.
     return_experts: whether to return whom tokens went to, int32 [L, B, T, k]; else None.
-    rope: `rotation` of the tokens' positions, where a caller has it.
   """
   with decoding():
     layers = params["layers"]
     model = from_parameters(config, {**params, "layers": abstract_parameters(config)["layers"]})
     graph, axes = nnx.graphdef(model.layers), logical_axes(config)["layers"]
     T = tokens.shape[1]
-    if rope is None:
-      rope = rotation(config, jnp.maximum(place.positions(T), 0))
+    rope = rotation(config, jnp.maximum(place.positions(T), 0))
     segment_ids = place.is_new(T).astype(jnp.int32)
     x = constrain(model.embed(tokens), "batch", "length", "embed")
 

@@ -40,7 +40,16 @@ def rotation(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.
   """cos and sin, float32 [B, T, H/2], for `positions` [B, T]."""
   frequencies, scale = inverse_frequencies(config)
   angles = positions.astype(jnp.float32)[..., None] * frequencies
-  return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+  return _computed_once(jnp.cos(angles) * scale), _computed_once(jnp.sin(angles) * scale)
+
+
+def _computed_once(x: jax.Array) -> jax.Array:
+  """x, which XLA for CPU else computes again for the queries and the keys of every unrolled layer.
+
+  That takes 8% of a training step of a small model. It fuses nothing into a product, and removes barriers before it
+  fuses; times the identity x stays the same to the bit.
+  """
+  return jax.lax.platform_dependent(x, cpu=lambda x: x @ jnp.eye(x.shape[-1]), default=lambda x: x)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from qwen3_jax.models.cached import Place, cached_hidden
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.models.rope import rotation
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.rollout.sampling import Adjustments, Controls, Needs, draw_with, gumbel_noise, log_distribution
 from qwen3_jax.rollout.thinking_budget import AFTER, INSIDE, NO_BUDGET, Thinking, ThinkingTokens
@@ -95,16 +94,11 @@ def decode(
     rows = carry[1]
     keys = jax.vmap(jax.vmap(jax.random.fold_in), in_axes=(None, 0))(rows.key, rows.drawn + ahead)
     noise = gumbel_noise(keys, V, needs.noise)
-    # Outside of the step: within it XLA for CPU computes them again for the queries and the keys of every layer.
-    cos, sin = rotation(config, rows.length + ahead)  # [block, R, H/2]
 
     def step(i, carry):
       cache, rows, produced = carry
       number = b * block + i
-      rope = cos[i][:, None], sin[i][:, None]
-      cache, rows, new = decode_step(
-        config, ids, record_experts, params, cache, rows, page_table, needs, noise[i], rope
-      )
+      cache, rows, new = decode_step(config, ids, record_experts, params, cache, rows, page_table, needs, noise[i])
       return cache, rows, jax.tree.map(lambda old, x: old.at[number].set(x), produced, new)
 
     return jax.lax.fori_loop(0, jnp.minimum(block, steps - b * block), step, carry)
@@ -124,15 +118,10 @@ def decode_step(
   page_table: jax.Array | None,
   needs: Needs,
   noise: jax.Array,
-  rope: tuple[jax.Array, jax.Array],
 ) -> tuple[Any, Rows, Produced]:
-  """One token for every running row, by Gumbel noise [R, V]; what is produced has arrays [R].
-
-  `rope`: cos and sin [R, 1, H/2] of the positions of rows that run.
-  """
+  """One token for every running row, by Gumbel noise [R, V]; what is produced has arrays [R]."""
   place = Place(None, rows.length, rows.running.astype(jnp.int32), page_table)
-  tokens = rows.token[:, None]
-  model, hidden, cache, experts = cached_hidden(config, params, tokens, place, cache, record_experts, rope)
+  model, hidden, cache, experts = cached_hidden(config, params, rows.token[:, None], place, cache, record_experts)
   logits = constrain(model.logits(hidden[:, 0]), "batch", "vocab")
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
   finite = jnp.isfinite(log_normaliser)
