@@ -512,11 +512,11 @@ class Engine:
     return max((len(s.tokens) for s in self._slots if s is not None), default=0)
 
   def _resize_to(self, length: int) -> None:
-    """At least `length`, and less than twice as much; by neighbours, so that few programs do it."""
+    """At least `length`, and less than 1.5 times as much; by neighbours, so that few programs do it."""
     lengths = self._cache_lengths()
     while self._cache.length < length:
       self._cache = self._programs.resize(self._cache, lengths[lengths.index(self._cache.length) + 1])
-    while self._cache.length >= 2 * length:
+    while 2 * self._cache.length >= 3 * length:
       self._cache = self._programs.resize(self._cache, lengths[lengths.index(self._cache.length) - 1])
 
   def _grow(self, sequence: _Sequence, tokens: int) -> bool:
