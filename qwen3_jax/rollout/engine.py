@@ -263,8 +263,9 @@ class Engine:
     if self._waiting:
       return min(self.settings.steps, some)
     steps = min(self.settings.most_steps, left[-1])
-    room = 0 if self.paged else self._cache.length - self._longest()
-    return min(steps, room) if room >= self.settings.steps else steps  # a longer cache only when it is needed
+    if not self.paged and (room := self._cache.length - self._longest()) >= self.settings.steps:
+      steps = min(steps, room)  # a longer cache only when it is needed
+    return steps
 
   def _left(self, sequence: _Sequence) -> int:
     """Tokens that a running request may still get, at most."""
@@ -512,11 +513,11 @@ class Engine:
     return max((len(s.tokens) for s in self._slots if s is not None), default=0)
 
   def _resize_to(self, length: int) -> None:
-    """At least `length`, and less than 1.5 times as much; by neighbours, so that few programs do it."""
+    """At least `length`, and less than twice as much; by neighbours, so that few programs do it."""
     lengths = self._cache_lengths()
     while self._cache.length < length:
       self._cache = self._programs.resize(self._cache, lengths[lengths.index(self._cache.length) + 1])
-    while 2 * self._cache.length >= 3 * length:
+    while self._cache.length >= 2 * length:
       self._cache = self._programs.resize(self._cache, lengths[lengths.index(self._cache.length) - 1])
 
   def _grow(self, sequence: _Sequence, tokens: int) -> bool:
