@@ -177,7 +177,7 @@ def run_pipeline(config: ConfigDict, workdir: Workdir, record: TimeRecord, profi
       _warn_of_differences(ConfigDict(read_json(workdir.config)), config, workdir)
     write_json(workdir.config, config.to_dict())
     write_json(workdir.environment, environment())
-  check_evaluations(config, workdir)
+  check_evaluations(config, stage_names(config), workdir)
   with record.spend("data"):
     tokenizer, corpora = prepare_corpora(config, workdir.path)
   done = on_first_process(lambda: [name for name in config.pipeline if workdir.is_done(name)])

@@ -23,14 +23,14 @@ def left_to_measure(config: ConfigDict, stages: Sequence[str], workdir: Workdir)
   ]
 
 
-def check_evaluations(config: ConfigDict, workdir: Workdir) -> None:
-  """Raises ConfigError for what could not be measured later; opens problems and files, no model."""
+def check_evaluations(config: ConfigDict, stages: Sequence[str], workdir: Workdir) -> None:
+  """Raises ConfigError for what is left to measure and could not be; opens problems and files, no model."""
   import jax
 
   from qwen3_jax.evaluate import make_tasks
 
   problems = []
-  for name in config.evaluations:
+  for name in left_to_measure(config, stages, workdir):
     try:
       arguments = _arguments(config, name, workdir)
       make_tasks(arguments.tasks, arguments)

@@ -10,6 +10,7 @@ from run_helpers import finish, series
 from qwen3_jax.config import stage_model, stages_before, teacher_model
 from qwen3_jax.config_checks import ConfigError, validate
 from qwen3_jax.config_loading import load
+from qwen3_jax.run_evaluations import check_evaluations
 from qwen3_jax.stages.cost import later_share, stage_flops
 from qwen3_jax.stages.kinds import trained_tokens
 from qwen3_jax.workdir import Workdir
@@ -105,11 +106,20 @@ def test_a_student_in_the_run_of_its_teacher(tmp_path):
 
 
 def test_evaluations_are_checked_before_anything_runs(tmp_path):
-  material = run_helpers.Material(tmp_path)
-  for change, expected in (
-    ({"evaluations.student.tasks": ("mods:cups:8",)}, "'mods' is no kind of task; did you mean 'modes'?"),
-    ({"evaluations.student.options": ("--sample=3x",)}, "evaluations.student: "),
-  ):
-    ended = finish(material.start_tiny("miniature", tmp_path / "run", change))
-    assert ended.code == 1 and expected in ended.err, ended.err
-    assert not (tmp_path / "run" / "stages").exists()
+  change = {"evaluations.student.tasks": ("mods:cups:8",)}
+  ended = finish(run_helpers.Material(tmp_path).start_tiny("miniature", tmp_path / "run", change))
+  assert ended.code == 1 and "'mods' is no kind of task; did you mean 'modes'?" in ended.err, ended.err
+  assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_only_what_is_left_to_measure_is_checked(tmp_path):
+  workdir = Workdir(tmp_path)
+  name = "evaluations.student"
+  config = load(f"{EXPERIMENT}:", [f"{name}.options=('--sample=3x',)", "evaluations.fusion.tasks=('modes:cups:8',)"])
+  check_evaluations(config, ["s1", "fusion"], workdir)
+  with pytest.raises(ConfigError, match=name):
+    check_evaluations(config, list(config.pipeline), workdir)
+  measured = tmp_path / "evaluations" / "student.json"
+  measured.parent.mkdir()
+  measured.write_text(json.dumps({task: {} for task in config.evaluations.student.tasks}))
+  check_evaluations(config, list(config.pipeline), workdir)

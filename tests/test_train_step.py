@@ -181,16 +181,19 @@ def test_balance_counts_of_micro_batches(counts):
   n, params = 4, create_state(MOE, optax.identity(), make_mesh({}, jax.devices()[:1]), seed=1).params
   parts = [jax.tree.map(lambda x, i=i: x[i::n], make_batch()) for i in range(n)]
 
-  def loss(params):
-    total, weight, slots = 0.0, 0.0, 0.0
-    for part in parts:
-      output = next_token(1e-3)(from_parameters(MOE, params), part, jax.random.PRNGKey(0))
-      slots = jax.lax.stop_gradient(output.router.slots) + (slots if counts == "running" else 0.0)
-      balance = MOE.router_aux_loss_coef * balance_loss(output.router, slots, output.router.tokens)
-      total, weight = total + output.loss_sum + output.weight * balance, weight + output.weight
-    return total / weight
+  def loss(params, part, earlier_slots):
+    output = next_token(1e-3)(from_parameters(MOE, params), part, jax.random.PRNGKey(0))
+    slots = jax.lax.stop_gradient(output.router.slots) + earlier_slots
+    balance = MOE.router_aux_loss_coef * balance_loss(output.router, slots, output.router.tokens)
+    return output.loss_sum + output.weight * balance, (output.weight, slots)
 
-  expected = jax.jit(jax.grad(loss))(params)["layers"]["feed_forward"]["router"]
+  gradient = jax.jit(jax.grad(loss, has_aux=True))
+  nothing = slots = jnp.zeros((MOE.num_layers, MOE.num_experts))
+  total, weight = 0.0, 0.0
+  for part in parts:
+    gradients, (weight_of_part, slots) = gradient(params, part, slots if counts == "running" else nothing)
+    total, weight = total + gradients["layers"]["feed_forward"]["router"], weight + weight_of_part
+  expected = total / weight
   gradients, _ = gradient_of_step(MOE, {}, n, balance_counts=counts)
   exact, _ = gradient_of_step(MOE, {}, n)
   found, exact = (g["layers"]["feed_forward"]["router"] for g in (gradients, exact))

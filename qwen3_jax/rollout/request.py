@@ -10,7 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.sampling import SamplingParams
+from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 
 FinishReason = Literal["stop", "stop_string", "length", "context", "not_finite", "cancelled", "error"]
 MAX_STOP_IDS = 8
@@ -38,6 +41,21 @@ class Request:
       raise ValueError(f"Request: thinking_budget={self.thinking_budget}, expected 0 or more, or None for no limit")
     if len(self.stop_ids) > MAX_STOP_IDS:
       raise ValueError(f"Request: {len(self.stop_ids)} stop_ids, expected at most {MAX_STOP_IDS}")
+
+  def check(self, config: ModelConfig, settings: EngineSettings, ids: ThinkingTokens) -> None:
+    """Raises ValueError for what an engine for such a model, with such settings, can never run."""
+    if len(self.prompt) >= settings.max_length:
+      raise ValueError(
+        f"Request: a prompt of {len(self.prompt)} tokens leaves no room in a context of {settings.max_length}"
+      )
+    V = config.vocab_size
+    outside = [token for token in (*self.prompt, *self.sampling.logit_bias) if not 0 <= token < V]
+    if outside:
+      raise ValueError(f"Request: token id {outside[0]} is outside of the vocabulary of {V}")
+    if self.thinking_budget is not None and not ids.sentence:
+      raise ValueError("Request: thinking_budget needs a vocabulary with <think> and </think>")
+    if self.sampling.adjusts and not settings.adjustments:
+      raise ValueError("Request: penalties and logit_bias need an engine with adjustments=True")
 
 
 @dataclasses.dataclass

@@ -15,6 +15,7 @@ from qwen3_jax.sharding import TOKENS, make_mesh
 
 pytest.importorskip("libtpu")
 
+TOPOLOGIES = ("v6e:2x2", "v5p:2x2x1", "tpu7x:2x2x1")
 T, D, F, E, k = 3072, 2048, 768, 32, 8
 
 
@@ -36,7 +37,10 @@ def under_way(module, kind: str) -> list[list[str]]:
   return found
 
 
-@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def pytest_generate_tests(metafunc):
+  metafunc.parametrize("topology", TOPOLOGIES if metafunc.config.getoption("--every-chip") else TOPOLOGIES[:1])
+
+
 def test_tokens_move_while_experts_work(topology):
   """Of three chunks of 1,024 tokens the first is gathered alone, the others, in a loop, beside products.
 

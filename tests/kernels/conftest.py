@@ -13,6 +13,26 @@ from qwen3_jax.compilation.topologies import parse_topology, prepare_environment
 TOPOLOGIES = ("v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 
 
+def pytest_collection_modifyitems(config, items):
+  """Of what is compiled for a TPU, every shape for one chip, by turns, so that no kernel is compiled for one alone."""
+  if config.getoption("--every-chip"):
+    return
+  shapes: dict[str, list] = {}
+  left_out = []
+  for item in items:
+    if "compile_for_tpu" not in getattr(item, "fixturenames", ()):
+      continue
+    parameters = dict(item.callspec.params)
+    chip = parameters.pop("compile_for_tpu")
+    seen = shapes.setdefault(f"{item.path}:{item.originalname}", [])
+    if parameters not in seen:
+      seen.append(parameters)
+    if TOPOLOGIES[(seen.index(parameters) + 1) % len(TOPOLOGIES)] != chip:
+      left_out.append(item)
+  config.hook.pytest_deselected(items=left_out)
+  items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def interpret():
   """Parameters of the interpreter with uninitialised memory as NaN; fails the test if a kernel has a data race."""

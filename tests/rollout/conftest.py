@@ -12,7 +12,7 @@ import pytest
 
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.data.train_tokenizer import train_sentencepiece
-from qwen3_jax.rollout import engine
+from qwen3_jax.rollout import dense_slots
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -30,7 +30,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 def one_length(request, monkeypatch):
   """A dense cache of full length from the start: compiling takes most of a test's time. Not of tests marked `grows`."""
   if "grows" not in request.keywords:
-    monkeypatch.setattr(engine, "_SHORTEST_CACHE", 1 << 20)
+    monkeypatch.setattr(dense_slots, "_SHORTEST", 1 << 20)
 
 
 @dataclasses.dataclass

@@ -205,7 +205,7 @@ def test_short_of_pages_requests_wait_their_turn(checkpoint):
   assert tokens_of(results) == tokens_of(expected)
   for request, result in zip(requests, results):
     check_log_probabilities(config, params, request, result)
-  assert sum(map(len, few._pages._free)) == 9  # all came back
+  assert sum(map(len, few._cache.pages._free)) == 9  # all came back
   with pytest.raises(ValueError, match="fewer than the 8 of one sequence"):
     make_engine(config, params, cache="paged", cache_bytes=5 * page).run(requests)
 

@@ -368,7 +368,7 @@ def test_short_of_pages(checkpoint, tokenizer, make, options):
     assert trajectory.tokens == other.tokens
     assert trajectory.answers == other.answers
     check_tokens(checkpoint, tokenizer, trajectory)
-  assert sum(map(len, few._pages._free)) == 17
+  assert sum(map(len, few._cache.pages._free)) == 17
 
 
 def run_until_held(engine: Engine, ids: list[int]) -> None:
