@@ -239,7 +239,8 @@ def test_new_parameters_are_used(checkpoint, cache):
 @pytest.mark.parametrize("cache", ["dense", "paged"])
 def test_nothing_is_compiled_after_the_warm_up(checkpoint, cache, compilations):
   config, params, _, _ = checkpoint("dense")
-  engine = make_engine(config, params, slots=5, max_length=100, cache=cache)  # a shape that no other test uses
+  few = {"prefill_rows": 2, "prefill_length": 16}
+  engine = make_engine(config, params, slots=5, max_length=100, cache=cache, **few)  # a shape that no other test uses
   engine.warm_up()
   assert compilations.count > 5
   other = initialize(config, 3)
