@@ -13,6 +13,7 @@ continues after it was stopped.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from qwen3_jax.curation.teacher_answers import (
@@ -104,6 +104,7 @@ def _run(output: Path, problems: list[Problem], settings: TeacherSettings) -> No
   from qwen3_jax.chat import load
   from qwen3_jax.models.transformer import parameters
   from qwen3_jax.parameter_folder import find_checkpoint
+  from qwen3_jax.task_progress import task_progress
 
   keep_freed_memory()
   console = Console(highlight=False)
@@ -111,9 +112,8 @@ def _run(output: Path, problems: list[Problem], settings: TeacherSettings) -> No
     folder = Path(_TEACHER.value)
     model, tokenizer = load(folder, Path(_TOKENIZER.value) if _TOKENIZER.value else None, _DTYPE.value)
     teacher = f"{(find_checkpoint(folder) or folder).absolute()}, {_DTYPE.value}"  # of a stage, its newest
-  with Progress(console=console) as progress:
-    task = progress.add_task("answers", total=None)
-    show = lambda done, total: progress.update(task, completed=done, total=total)
+  with task_progress(console) as on_task:
+    show = functools.partial(on_task, "answers")
     if _ANSWERS.value:
       report = given_answers(Path(_ANSWERS.value), problems, output, settings, on_progress=show)
     else:

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from qwen3_jax import nearest
@@ -139,6 +138,7 @@ def _run(
   from qwen3_jax.curation.model_judge import make_asker
   from qwen3_jax.models.transformer import parameters
   from qwen3_jax.parameter_folder import find_checkpoint
+  from qwen3_jax.task_progress import task_progress
 
   keep_freed_memory()
   folder = Path(_CHECKPOINT.value)
@@ -153,14 +153,7 @@ def _run(
   judge = _language_model(_JUDGE.value) if _JUDGE.value else None
   writer = judge if _WRITER.value == _JUDGE.value else _language_model(_WRITER.value) if _WRITER.value else None
   console = Console(highlight=False)
-  with Progress(console=console) as progress:
-    tasks: dict[str, Any] = {}
-
-    def show(step: str, done: int, total: int) -> None:
-      if step not in tasks:
-        tasks[step] = progress.add_task(step, total=total)
-      progress.update(tasks[step], completed=done, total=total)
-
+  with task_progress(console) as show:
     report = fusion_data(
       asker,
       problems,

@@ -11,6 +11,7 @@ was made of to FILE.report.json.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 
 from absl import app, flags, logging
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from qwen3_jax.curation.queries import REPORT_COUNT, Rule, candidates_of, describe, read_used, select
@@ -72,6 +72,7 @@ def _run(output: Path) -> None:
   from qwen3_jax.curation.pass_rates import measure_pass_rates
   from qwen3_jax.parameter_folder import find_checkpoint
   from qwen3_jax.problems.records import write_problems
+  from qwen3_jax.task_progress import task_progress
   from qwen3_jax.workdir import write_json
 
   keep_freed_memory()
@@ -87,8 +88,7 @@ def _run(output: Path) -> None:
   }
   asker = make_asker(model, tokenizer, slots=_SLOTS.value, **sampling)
   console = Console(highlight=False)
-  with Progress(console=console) as progress:
-    task = progress.add_task("pass rates", total=len(candidates))
+  with task_progress(console) as on_task:
     rates = measure_pass_rates(
       candidates,
       judge_of(asker, _SAMPLES.value, rule.seed),
@@ -101,7 +101,7 @@ def _run(output: Path) -> None:
         **sampling,
       },
       at_a_time=max(1, _ROUNDS * _SLOTS.value // _SAMPLES.value),
-      on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+      on_progress=functools.partial(on_task, "pass rates"),
     )
   selection = select(candidates, rates, rule)
   if not selection.chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from qwen3_jax.models.transformer import Transformer, from_parameters, parameter
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
 from qwen3_jax.rollout.sampling import SamplingParams
+from qwen3_jax.task_progress import OnTask, task_progress
 from qwen3_jax.workdir import Workdir
 
 
@@ -44,21 +46,29 @@ def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, wor
   try:
     of_stage = model_settings(config, settings.stage)
     model_config, params = load_parameters(written_by, of_stage.dtype, unroll_layers=of_stage.unroll_layers)
-    kind.write(
-      settings,
-      from_parameters(model_config, params),
-      tokenizer,
-      folder,
-      config.seed,
-      {"checkpoint": str(find_checkpoint(written_by)), "dtype": of_stage.dtype},
-    )
+    with task_progress() as on_task:
+      kind.write(
+        settings,
+        from_parameters(model_config, params),
+        tokenizer,
+        folder,
+        config.seed,
+        {"checkpoint": str(find_checkpoint(written_by)), "dtype": of_stage.dtype},
+        on_task,
+      )
   except (ValueError, ImportError, OSError) as error:
     raise DataError(f"{key}: {error}") from error
   return conversations
 
 
 def _fusion(
-  settings: ConfigDict, model: Transformer, tokenizer: Tokenizer, folder: Path, seed: int, described: dict[str, str]
+  settings: ConfigDict,
+  model: Transformer,
+  tokenizer: Tokenizer,
+  folder: Path,
+  seed: int,
+  described: dict[str, str],
+  on_task: OnTask,
 ) -> None:
   from qwen3_jax.curation.model_judge import make_asker
   from qwen3_jax.fusion_data import read_non_thinking
@@ -75,11 +85,18 @@ def _fusion(
     direct=_problems(settings.direct_answers),
     params=parameters(model),
     described={**described, **sampling},
+    on_progress=on_task,
   )
 
 
 def _answers(
-  settings: ConfigDict, model: Transformer, tokenizer: Tokenizer, folder: Path, seed: int, described: dict[str, str]
+  settings: ConfigDict,
+  model: Transformer,
+  tokenizer: Tokenizer,
+  folder: Path,
+  seed: int,
+  described: dict[str, str],
+  on_task: OnTask,
 ) -> None:
   sampling = SamplingParams(temperature=settings.temperature, top_p=settings.top_p)
   of_teacher = TeacherSettings(
@@ -100,6 +117,7 @@ def _answers(
     folder,
     of_teacher,
     teacher=", ".join(described.values()),
+    on_progress=functools.partial(on_task, "answers"),
   )
   if not report["totals"].get("kept"):
     raise ValueError(f"none of the answers of stage {settings.stage!r} is right and of good form")
