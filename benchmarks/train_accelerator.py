@@ -120,8 +120,8 @@ def errors() -> list[dict[str, Any]]:
   for kind in ("forward", "reverse", "jsd"):
     add(
       f"divergence, {kind}",
-      lambda h, w, th, tw, kind=kind: loss_api.divergence(h, w, th, tw, kind),
-      lambda h, w, th, tw, kind=kind: loss_reference.divergence(h, w, th, tw, kind),
+      lambda h, w, th, tw, kind=kind: loss_api.divergence(h, w, th, tw, kind)[0],
+      lambda h, w, th, tw, kind=kind: loss_reference.divergence(h, w, th, tw, kind)[0],
       [normal(2, 64, 128), normal(128, 1000) / 11],
       teacher,
       bars,

@@ -80,10 +80,11 @@ def divergence(
   vocabulary: int | None = None,
   vocabulary_axis: str | None = None,
   embed_axes: tuple[str, ...] = (),
-) -> jax.Array:
-  """What a student's predictions differ by from a teacher's, over the whole vocabulary, in nats: float32 [B, T].
+) -> tuple[jax.Array, jax.Array]:
+  """What a student's predictions differ by from a teacher's, over the whole vocabulary, and their entropy.
 
-  Of softmax(logits / temperature) of both; differentiable in the student's hidden and head, constant in the teacher's.
+  In nats, float32 [B, T]; of softmax(logits / temperature) of both. The divergence is differentiable in the student's
+  hidden and head, and constant in the teacher's; the entropy, the student's, is constant.
 
   Args:
     hidden, head: the student's, [B, T, D] and [D, V].
@@ -107,7 +108,8 @@ def divergence(
     raise ValueError(f"divergence: mix {mix}, expected within (0, 1)")
   predictions = _predictions("divergence", head, temperature, vocabulary, vocabulary_axis)
   head, teacher_head = gathered(head, embed_axes), gathered(teacher_head, embed_axes)
-  return _divergence.divergence(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions)
+  found, entropy = _divergence.divergence(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions)
+  return found, jax.lax.stop_gradient(entropy)
 
 
 def top_divergence(

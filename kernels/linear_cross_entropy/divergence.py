@@ -66,22 +66,24 @@ def _mixture(ours: jax.Array, theirs: jax.Array, mix: float) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def divergence(
   hidden, head, teacher_hidden, teacher_head, kind: str, mix: float, predictions: Predictions
-) -> jax.Array:
-  """Float32 [B, T], as `api.divergence`."""
+) -> tuple[jax.Array, jax.Array]:
+  """Float32 [B, T], as `api.divergence`; what comes of the entropy's gradient is left out."""
 
   def chunk(xs):
     ours = predictions.log_probabilities(xs[0], head)
     theirs = predictions.log_probabilities(xs[1], teacher_head)
+    probabilities = jnp.exp(ours)
     if kind == "forward":
-      return predictions.sum(jnp.exp(theirs) * (theirs - ours))
-    if kind == "reverse":
-      return predictions.sum(jnp.exp(ours) * (ours - theirs))
-    mixed = _mixture(ours, theirs, mix)
-    terms = mix * jnp.exp(theirs) * (theirs - mixed) + (1 - mix) * jnp.exp(ours) * (ours - mixed)
-    return predictions.sum(terms)
+      terms = jnp.exp(theirs) * (theirs - ours)
+    elif kind == "reverse":
+      terms = probabilities * (ours - theirs)
+    else:
+      mixed = _mixture(ours, theirs, mix)
+      terms = mix * jnp.exp(theirs) * (theirs - mixed) + (1 - mix) * probabilities * (ours - mixed)
+    return predictions.sum(terms), -predictions.sum(probabilities * ours)
 
   n = chunks(hidden, head)
-  return xla.joined(jax.lax.map(chunk, (xla.split(hidden, n), xla.split(teacher_hidden, n))))
+  return jax.tree.map(xla.joined, jax.lax.map(chunk, (xla.split(hidden, n), xla.split(teacher_hidden, n))))
 
 
 def _forward(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions):
@@ -89,8 +91,9 @@ def _forward(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions)
   return found, (hidden, head, teacher_hidden, teacher_head)
 
 
-def _backward(kind, mix, predictions, residuals, gradient):
+def _backward(kind, mix, predictions, residuals, gradients):
   hidden, head, teacher_hidden, teacher_head = residuals
+  gradient, _ = gradients
 
   def to_logits(h, teacher_h, cotangent):
     ours = predictions.log_probabilities(h, head)

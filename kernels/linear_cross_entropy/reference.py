@@ -26,14 +26,15 @@ def token_log_probabilities(hidden, head, targets, temperature: float = 1.0):
 def divergence(
   hidden, head, teacher_hidden, teacher_head, kind: str = "forward", *, mix: float = 0.5, temperature: float = 1.0
 ):
-  """As `api.divergence`, with the teacher's gradients too."""
+  """As `api.divergence`, with the teacher's gradients and the entropy's too."""
   student = _log_probabilities(hidden, head, temperature)
   teacher = _log_probabilities(teacher_hidden, teacher_head, temperature)
   kl = lambda p, q: jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+  entropy = -jnp.sum(jnp.exp(student) * student, axis=-1)
   if kind == "jsd":
     mixed = jnp.log(mix * jnp.exp(teacher) + (1 - mix) * jnp.exp(student))
-    return mix * kl(teacher, mixed) + (1 - mix) * kl(student, mixed)
-  return kl(student, teacher) if kind == "reverse" else kl(teacher, student)
+    return mix * kl(teacher, mixed) + (1 - mix) * kl(student, mixed), entropy
+  return (kl(student, teacher) if kind == "reverse" else kl(teacher, student)), entropy
 
 
 def _log_probabilities(hidden, head, temperature: float):

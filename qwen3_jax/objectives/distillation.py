@@ -11,7 +11,6 @@ from qwen3_jax.objectives.distillation_settings import Distillation
 from qwen3_jax.objectives.loss_output import LossOutput, Objective
 from qwen3_jax.objectives.token_loss import (
   token_divergence,
-  token_log_probabilities,
   token_loss,
   token_top_divergence,
 )
@@ -22,7 +21,7 @@ def distillation(settings: Distillation, vocabulary: int) -> Objective:
 
   `objective(model, batch, rng, teacher_heads)`: a token learns from the teacher that `batch.teachers.choice` names, of
   `batch.teachers.hidden` [B, T, D'] and the head [D', V]. `vocabulary`: ids that have a token. Metrics: loss, entropy
-  (the student's, nats a token).
+  (the student's, nats a token, at the divergence's temperature).
   """
 
   def objective(model: Transformer, batch: Batch, rng: jax.Array, teacher_heads: tuple[jax.Array, ...]) -> LossOutput:
@@ -35,18 +34,15 @@ def distillation(settings: Distillation, vocabulary: int) -> Objective:
     hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, experts=experts)
     weights = batch.loss_weights.astype(jnp.float32)
     counts = weights > 0
-    total = jnp.zeros(weights.shape, jnp.float32)
+    total = entropy = jnp.zeros(weights.shape, jnp.float32)
     for number, (of_teacher, head) in enumerate(zip(teachers.hidden, teacher_heads)):
       mine = counts & (teachers.choice == number)
       # What does not count may hold anything, also numbers that are not finite: 0 times these is no number.
       known = jnp.where(mine[..., None], of_teacher, 0)
-      differs = token_divergence(
+      differs, entropy = token_divergence(
         hidden.final, hidden.head, known, head, settings.divergence, settings.mix, settings.temperature, vocabulary
       )
       total += jnp.where(mine, differs, 0.0)
-    _, entropy = token_log_probabilities(
-      jax.lax.stop_gradient(hidden.final), jax.lax.stop_gradient(hidden.head), batch.targets
-    )
     loss = jnp.sum(weights * total)
     return LossOutput(
       loss_sum=loss,

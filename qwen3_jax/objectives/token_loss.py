@@ -48,8 +48,8 @@ def token_divergence(
   mix: float,
   temperature: float,
   vocabulary: int,
-) -> jax.Array:
-  """`divergence` of each token, float32 [B, T]; the teacher has a width, and so a split, of its own."""
+) -> tuple[jax.Array, jax.Array]:
+  """`divergence` and the student's entropy, float32 [B, T]; the teacher has a width, and so a split, of its own."""
   mesh = batch_mesh(*hidden.shape[:2])
   teacher_spec = P() if mesh is None else array_spec(("embed", "vocab"), teacher_head.shape, mesh)
   teacher_axes = () if mesh is None else entry_axes(teacher_spec[0])

@@ -59,7 +59,7 @@ def direct_to_logits(kind, ours, theirs, mix=MIX):
 
 
 def divergence(kind, *arrays, **options):
-  return api.divergence(*arrays, kind, **{"mix": MIX, "temperature": TEMPERATURE, **options})
+  return api.divergence(*arrays, kind, **{"mix": MIX, "temperature": TEMPERATURE, **options})[0]
 
 
 def with_gradients(function, hidden, head, cotangent=1.0):
@@ -104,9 +104,33 @@ def test_values_and_gradients(kind, chunk_bytes, vocabulary, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_oracle_too(kind):
   arrays = case()
-  found = jax.jit(functools.partial(reference.divergence, kind=kind, mix=MIX, temperature=TEMPERATURE))(*arrays)
+  oracle = functools.partial(reference.divergence, kind=kind, mix=MIX, temperature=TEMPERATURE)
+  found, entropy = jax.jit(oracle)(*arrays)
   ours, theirs = (log_softmax(*pair, TEMPERATURE) for pair in (arrays[:2], arrays[2:]))
   np.testing.assert_allclose(found, direct(kind, ours, theirs), rtol=2e-5, atol=2e-6)
+  np.testing.assert_allclose(entropy, entropy_of(ours), rtol=2e-5)
+
+
+def entropy_of(log_p):
+  return -(np.exp(log_p) * log_p).sum(-1)
+
+
+@CHUNKS
+@pytest.mark.parametrize("kind", KINDS)
+def test_entropy_comes_along(kind, chunk_bytes, vocabulary, monkeypatch):
+  """The student's, also where columns stand for no token; nothing learns from it."""
+  monkeypatch.setattr(xla, "CHUNK_BYTES", chunk_bytes)
+  monkeypatch.setattr(xla, "_MIN_TOKENS", 1)
+  hidden, head, *teacher = case()
+
+  def of(hidden, head):
+    return api.divergence(hidden, head, *teacher, kind, temperature=TEMPERATURE, vocabulary=vocabulary)[1]
+
+  found, gradients = with_gradients(of, hidden, head)
+  wanted = entropy_of(log_softmax(hidden, head, TEMPERATURE, vocabulary))
+  assert wanted.min() > 0.5
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  assert not any(np.any(np.asarray(gradient)) for gradient in gradients)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,7 +163,7 @@ def heads_of(p, q):
 def test_known_values():
   half, quarter = [0.5, 0.5], [0.25, 0.75]
   value = lambda kind, p, q, mix=0.5: float(
-    jax.jit(functools.partial(api.divergence, kind=kind, mix=mix))(*heads_of(p, q))[0, 0]
+    jax.jit(functools.partial(api.divergence, kind=kind, mix=mix))(*heads_of(p, q))[0][0, 0]
   )
   assert value("forward", half, quarter) == pytest.approx(0.5 * math.log(4 / 3), rel=1e-5)
   assert value("reverse", half, quarter) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-5)
@@ -287,7 +311,7 @@ def test_logits_of_the_whole_batch_never_exist(name):
   teacher = [((4, many, 8), jnp.float32), ((8, V), jnp.float32)]
   if name == "top":
     teacher = [((4, many, 4), jnp.int32), ((4, many, 4), jnp.float32)]
-  function = api.top_divergence if name == "top" else functools.partial(api.divergence, kind=name)
+  function = api.top_divergence if name == "top" else functools.partial(divergence, name)
   arguments = [jax.ShapeDtypeStruct(*shape) for shape in [*((shape, jnp.float32) for shape in arrays), *teacher]]
   loss = lambda *arguments: jnp.sum(function(*arguments))
   compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arguments).compile()
