@@ -18,14 +18,13 @@ os.environ["XLA_FLAGS"] = _flags
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
 
 def pytest_addoption(parser):
   parser.addoption(
     "--every-chip", action="store_true", help="compile each kernel in each shape for each TPU, not for one of them"
   )
-
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def test_only_what_is_left_to_measure_is_checked(tmp_path):
   name = "evaluations.student"
   config = load(f"{EXPERIMENT}:", [f"{name}.options=('--sample=3x',)", "evaluations.fusion.tasks=('modes:cups:8',)"])
   check_evaluations(config, ["s1", "fusion"], workdir)
-  with pytest.raises(ConfigError, match=name):
+  with pytest.raises(ConfigError, match=f"{name}: "):
     check_evaluations(config, list(config.pipeline), workdir)
   measured = tmp_path / "evaluations" / "student.json"
   measured.parent.mkdir()

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import statistics
 import time
 
 import jax
@@ -150,7 +149,7 @@ def test_parts_of_a_step_s_seconds(material, tmp_path):
     return time.monotonic() - began
 
   seconds_of(1)
-  rounds = math.ceil(50 * slow_device / seconds_of(50))
+  rounds = math.ceil(50 * slow_device / min(seconds_of(50) for _ in range(20)))  # of an idle machine, if it ever is
 
   def complete(batch):
     time.sleep(slow_host)
@@ -161,19 +160,15 @@ def test_parts_of_a_step_s_seconds(material, tmp_path):
   started = time.monotonic()
   run_stage(stage, pipeline.config, pipeline.workdir, pipeline.mesh, None, 0, PreemptionNotice())
   seconds = time.monotonic() - started
-  slow_device = min(slow_device, seconds_of(rounds))  # less where the machine was crowded at first
   lines = [line for line in read_metrics(pipeline.workdir.metrics("s1")) if "step_seconds" in line]
   assert [line["step"] for line in lines] == list(range(1, STEPS["s1"] + 1))
   for line in lines:
     parts = line["data_wait_seconds"], line["host_seconds"], line["device_seconds"]
     assert sum(parts) == pytest.approx(line["step_seconds"], abs=1e-6)
-  steady = lines[1:5]  # between those that fill the queue and those that empty it
-  of = lambda name: statistics.median(line[name] for line in steady)
-  assert min(line["data_wait_seconds"] for line in steady) >= slow_input
-  assert min(line["host_seconds"] for line in steady) >= slow_host
-  assert of("data_wait_seconds") < slow_input + slow_host
-  assert of("host_seconds") < slow_host + slow_device / 2
-  assert of("device_seconds") > (slow_device - slow_host - slow_input) / 2
+  for line in lines[1:5]:  # between those that fill the queue and those that empty it
+    assert slow_input <= line["data_wait_seconds"] < slow_input + slow_host
+    assert slow_host <= line["host_seconds"] < slow_host + (slow_device - slow_host - slow_input) / 2
+    assert line["device_seconds"] > (slow_device - slow_host - slow_input) / 2
   found = goodput(pipeline.workdir)
   assert found.seconds["input"] >= STEPS["s1"] * slow_input
   assert STEPS["s1"] * (slow_device - slow_input) / 2 < found.productive < found.total <= seconds

@@ -108,8 +108,7 @@ def divergence(
     raise ValueError(f"divergence: mix {mix}, expected within (0, 1)")
   predictions = _predictions("divergence", head, temperature, vocabulary, vocabulary_axis)
   head, teacher_head = gathered(head, embed_axes), gathered(teacher_head, embed_axes)
-  found, entropy = _divergence.divergence(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions)
-  return found, jax.lax.stop_gradient(entropy)
+  return _divergence.divergence(hidden, head, teacher_hidden, teacher_head, kind, mix, predictions)
 
 
 def top_divergence(

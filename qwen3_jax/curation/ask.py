@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel, Reply
 from qwen3_jax.rollout.request import derived_seed
+
+if TYPE_CHECKING:
+  from qwen3_jax.task_progress import OnTask
 
 Answered = Callable[[Sequence[ChatRequest]], list[list[Reply]]]
 
@@ -28,7 +32,7 @@ def ask_all(
   model: LanguageModel,
   requests: Sequence[ChatRequest],
   step: str,
-  on_progress: Callable[[str, int, int], None],
+  on_progress: OnTask,
   tolerated: float,
 ) -> list[list[Reply]]:
   """The replies, of which a share of at most `tolerated` may have failed.
@@ -54,7 +58,7 @@ def choose(
   seed: int,
   *,
   attempts: int = 3,
-  on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+  on_progress: OnTask = lambda step, done, total: None,
   tolerated: float = 0.0,
 ) -> list[Choice]:
   """For each (id, question) one of `words`; a reply without one is asked for again, with another seed.

@@ -9,11 +9,14 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from qwen3_jax.curation.ask import ask_all
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel
 from qwen3_jax.rollout.request import derived_seed
+
+if TYPE_CHECKING:
+  from qwen3_jax.task_progress import OnTask
 
 T = TypeVar("T")
 
@@ -82,7 +85,7 @@ def mark(
   seed: int,
   *,
   attempts: int = 3,
-  on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+  on_progress: OnTask = lambda step, done, total: None,
   tolerated: float = 0.0,
 ) -> list[Marked]:
   """Each answer marked against the checklist of its query; equal queries share one.
@@ -130,7 +133,7 @@ def _ask(
   step: str,
   seed: int,
   attempts: int,
-  on_progress: Callable[[str, int, int], None],
+  on_progress: OnTask,
   tolerated: float,
 ) -> list[T | _Failed]:
   """What the replies say, in the order of the questions."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.balance import balance, reserve
 from qwen3_jax.curation.criteria.judged import judged
@@ -23,6 +24,9 @@ from qwen3_jax.language_models.disk_cache import DiskCache
 from qwen3_jax.language_models.language_model import LanguageModel
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.registry import verify_all
+
+if TYPE_CHECKING:
+  from qwen3_jax.task_progress import OnTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,7 @@ def curate(
   reasoner: LanguageModel,
   settings: ColdStart = ColdStart(),
   judge: Judge = verify_all,
-  on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+  on_progress: OnTask = lambda step, done, total: None,
 ) -> Report:
   """Curates problems into `folder`.
 
@@ -207,7 +211,7 @@ def _sound_ones(
   traces: list[Trace],
   assistant: LanguageModel,
   settings: ColdStart,
-  common: tuple[int, Callable[[str, int, int], None], float],
+  common: tuple[int, OnTask, float],
 ) -> list[Trace]:
   """Criteria 2 to 5, each on what those before it let pass."""
   defects = first_defects(traces, settings.processes)

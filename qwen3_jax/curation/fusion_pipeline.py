@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3_jax.curation.answer_filters import parse
 from qwen3_jax.curation.checklists import Answered, mark
@@ -24,6 +24,9 @@ from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.registry import verify_all
 from qwen3_jax.workdir import write_json
 
+if TYPE_CHECKING:
+  from qwen3_jax.task_progress import OnTask
+
 CONVERSATIONS, REPORT = "conversations.jsonl", "report.json"
 
 
@@ -41,7 +44,7 @@ def fusion_data(
   judge: LanguageModel | None = None,
   writer: LanguageModel | None = None,
   verify: Judge = verify_all,
-  on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+  on_progress: OnTask = lambda step, done, total: None,
 ) -> dict[str, Any]:
   """Makes the data in the folder `output` -> its report.
 
@@ -126,7 +129,7 @@ def _good(
   seed: int,
   removed: Removed,
   tolerated: float,
-  on_progress: Callable[[str, int, int], None],
+  on_progress: OnTask,
 ) -> list[Sample]:
   """Those that a verifier accepted, or whose every answer meets enough of its checklist."""
   asked: list[Answered] = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3_jax import nearest
 from qwen3_jax.curation.ask import ask_all
@@ -22,6 +22,9 @@ from qwen3_jax.problems.records import content_id
 from qwen3_jax.rewards.registry import verify_all
 from qwen3_jax.rollout.request import derived_seed
 from qwen3_jax.rollout.sampling import NOT_THINKING
+
+if TYPE_CHECKING:
+  from qwen3_jax.task_progress import OnTask
 
 # Of samples without thinking, as the report lists them; `multilingual` has the translations.
 CATEGORIES = (
@@ -193,7 +196,7 @@ def write_answers(
   removed: Removed,
   *,
   max_tokens: int = 2048,
-  on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+  on_progress: OnTask = lambda step, done, total: None,
   tolerated: float = 0.0,
 ) -> list[Sample]:
   """The samples, with answers of the model, without thinking, where there were none.

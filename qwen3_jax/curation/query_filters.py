@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.ask import ask_all, choose
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel
@@ -11,8 +12,10 @@ from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.verdict import Verdict
 from qwen3_jax.rollout.request import derived_seed
 
+if TYPE_CHECKING:
+  from qwen3_jax.task_progress import OnTask
+
 Judge = Callable[[Sequence[Problem], Sequence[str]], list[Verdict]]
-OnProgress = Callable[[str, int, int], None]
 
 _PART = re.compile(r"^\s*\(?(?:[a-h]|i{1,3}|iv|[1-8])[).]\s+(.+)$", re.MULTILINE)
 _ASKS = re.compile(
@@ -60,7 +63,7 @@ def by_rules(problem: Problem) -> str:
 
 
 def not_verifiable(
-  problems: Sequence[Problem], model: LanguageModel, seed: int, on_progress: OnProgress, tolerated: float
+  problems: Sequence[Problem], model: LanguageModel, seed: int, on_progress: OnTask, tolerated: float
 ) -> list[str]:
   """For each query why it is not easily verifiable, "" if it is: by rules, then as the model says."""
   reasons = [by_rules(problem) for problem in problems]
@@ -82,7 +85,7 @@ def solved_without_thinking(
   model: LanguageModel,
   judge: Judge,
   seed: int,
-  on_progress: OnProgress,
+  on_progress: OnTask,
   tolerated: float,
   *,
   max_tokens: int = 1024,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.ask import ask_all
 from qwen3_jax.curation.criteria.wrong import wrong
@@ -12,6 +13,9 @@ from qwen3_jax.curation.trace import Trace
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rollout.request import derived_seed
+
+if TYPE_CHECKING:
+  from qwen3_jax.task_progress import OnTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ def respond(
   samples: int,
   max_tokens: int,
   seed: int,
-  on_progress: Callable[[str, int, int], None],
+  on_progress: OnTask,
   tolerated: float,
 ) -> list[Answered]:
   """Each query with its `samples` responses, judged."""

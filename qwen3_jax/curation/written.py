@@ -47,86 +47,74 @@ def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, wor
     of_stage = model_settings(config, settings.stage)
     model_config, params = load_parameters(written_by, of_stage.dtype, unroll_layers=of_stage.unroll_layers)
     with task_progress() as on_task:
-      kind.write(
-        settings,
-        from_parameters(model_config, params),
-        tokenizer,
-        folder,
-        config.seed,
-        {"checkpoint": str(find_checkpoint(written_by)), "dtype": of_stage.dtype},
-        on_task,
-      )
+      model = from_parameters(model_config, params)
+      described = {"checkpoint": str(find_checkpoint(written_by)), "dtype": of_stage.dtype}
+      kind.write(_Task(settings, model, tokenizer, folder, config.seed, described, on_task))
   except (ValueError, ImportError, OSError) as error:
     raise DataError(f"{key}: {error}") from error
   return conversations
 
 
-def _fusion(
-  settings: ConfigDict,
-  model: Transformer,
-  tokenizer: Tokenizer,
-  folder: Path,
-  seed: int,
-  described: dict[str, str],
-  on_task: OnTask,
-) -> None:
+class _Task(NamedTuple):
+  settings: ConfigDict  # of `config.data.written`
+  model: Transformer
+  tokenizer: Tokenizer
+  folder: Path
+  seed: int
+  described: dict[str, str]  # the model
+  on_task: OnTask
+
+
+def _fusion(task: _Task) -> None:
   from qwen3_jax.curation.model_judge import make_asker
   from qwen3_jax.fusion_data import read_non_thinking
 
-  samples = [sample for spec in settings.non_thinking for sample in read_non_thinking(spec, seed)]
-  sampling = {of: settings[of] for of in ("temperature", "max_length", "max_new_tokens", "slots")}
+  samples = [sample for spec in task.settings.non_thinking for sample in read_non_thinking(spec, task.seed)]
+  sampling = {of: task.settings[of] for of in ("temperature", "max_length", "max_new_tokens", "slots")}
   fusion_data(
-    make_asker(model, tokenizer, **sampling),
-    _problems(settings.problems),
+    make_asker(task.model, task.tokenizer, **sampling),
+    _problems(task.settings.problems),
     samples,
-    FusionSettings(**settings.fusion.to_dict()),
-    folder,
-    seed,
-    direct=_problems(settings.direct_answers),
-    params=parameters(model),
-    described={**described, **sampling},
-    on_progress=on_task,
+    FusionSettings(**task.settings.fusion.to_dict()),
+    task.folder,
+    task.seed,
+    direct=_problems(task.settings.direct_answers),
+    params=parameters(task.model),
+    described={**task.described, **sampling},
+    on_progress=task.on_task,
   )
 
 
-def _answers(
-  settings: ConfigDict,
-  model: Transformer,
-  tokenizer: Tokenizer,
-  folder: Path,
-  seed: int,
-  described: dict[str, str],
-  on_task: OnTask,
-) -> None:
-  sampling = SamplingParams(temperature=settings.temperature, top_p=settings.top_p)
+def _answers(task: _Task) -> None:
+  sampling = SamplingParams(temperature=task.settings.temperature, top_p=task.settings.top_p)
   of_teacher = TeacherSettings(
-    samples=settings.samples,
-    thinking_share=settings.thinking_share,
-    plain_share=settings.plain_share,
-    seed=seed,
-    max_new_tokens=settings.max_new_tokens,
+    samples=task.settings.samples,
+    thinking_share=task.settings.thinking_share,
+    plain_share=task.settings.plain_share,
+    seed=task.seed,
+    max_new_tokens=task.settings.max_new_tokens,
     thinking=sampling,
     not_thinking=sampling,
-    at_a_time=ROUNDS * settings.slots,
+    at_a_time=ROUNDS * task.settings.slots,
   )
   report = teacher_answers(
-    teacher_engine(model, of_teacher, settings.slots, settings.max_length),
-    parameters(model),
-    tokenizer,
-    _problems(settings.problems),
-    folder,
+    teacher_engine(task.model, of_teacher, task.settings.slots, task.settings.max_length),
+    parameters(task.model),
+    task.tokenizer,
+    _problems(task.settings.problems),
+    task.folder,
     of_teacher,
-    teacher=", ".join(described.values()),
-    on_progress=functools.partial(on_task, "answers"),
+    teacher=", ".join(task.described.values()),
+    on_progress=functools.partial(task.on_task, "answers"),
   )
   if not report["totals"].get("kept"):
-    raise ValueError(f"none of the answers of stage {settings.stage!r} is right and of good form")
+    raise ValueError(f"none of the answers of stage {task.settings.stage!r} is right and of good form")
 
 
 class _Kind(NamedTuple):
   file: str  # of the conversations
   command: str  # that writes the same outside of a run
-  write: Callable[..., None]
+  write: Callable[[_Task], None]
 
 
 _KINDS = {

@@ -20,11 +20,11 @@ class DenseSlots:
 
   table = None
 
-  def __init__(self, programs: Programs, settings: EngineSettings, slots: int, shards: int):
+  def __init__(self, programs: Programs, settings: EngineSettings, shards: int):
     self._programs, self._settings = programs, settings
-    self._shards, self._slots_of_shard = shards, slots // shards
+    self._shards, self._slots_of_shard = shards, settings.slots // shards
     self._lengths = _lengths(settings.max_length)
-    self.arrays: Any = programs.empty_dense(slots, self._lengths[0])
+    self.arrays: Any = programs.empty_dense(settings.slots, self._lengths[0])
 
   def place(self, slots: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> Place:
     arrays: tuple[Any, ...] = (slots, starts, counts)

@@ -72,7 +72,7 @@ class Engine:
     self.paged = settings.cache == "paged" or (settings.cache == "auto" and not on_cpu)
     self._params: Parameters | None = None
     self._programs = engine_programs(config, self._ids, self.settings, mesh, not (on_cpu or config.unroll_layers))
-    self._prefills = PrefillBatches(self.settings, slots, self._shards)
+    self._prefills = PrefillBatches(self.settings, self._shards)
     self._cache: SlotCache | None = None
     self._rows: Rows | None = None
     self._waiting: collections.deque[EngineSequence] = collections.deque()
@@ -204,7 +204,7 @@ class Engine:
   @property
   def slots(self) -> int:
     """Sequences that are decoded at a time."""
-    return len(self._slots)
+    return self.settings.slots
 
   # What a step does
 
@@ -239,9 +239,9 @@ class Engine:
     if self._cache is None:
       self._rows = self._programs.empty_rows(self.slots)
       if self.paged:
-        self._cache = PagedSlots(self._programs, self.settings, self.slots, self._shards, self._most_pages())
+        self._cache = PagedSlots(self._programs, self.settings, self._shards, self._most_pages())
       else:
-        self._cache = DenseSlots(self._programs, self.settings, self.slots, self._shards)
+        self._cache = DenseSlots(self._programs, self.settings, self._shards)
     return self._cache
 
   def _most_pages(self) -> int | None:
@@ -267,7 +267,7 @@ class Engine:
       self._run_decode(1)
 
   def _admit(self) -> None:
-    """Gives slots to what waits, as long as there are slots and room."""
+    """Gives slots to what waits, as long as there are slots and room; the cache then fits those and the next steps."""
     cache = self._started()
     waiting, self._waiting = self._waiting, collections.deque()
     full = False
@@ -290,9 +290,9 @@ class Engine:
       else:
         free.fill(slot, sequence)
     admitted = [s for s in admitted if s.slot is not None]
+    cache.follow(self._longest())
     if not admitted:
       return
-    cache.follow(self._longest())
     self._fill(admitted)
     A = self.settings.prefill_rows
     for start in range(0, len(admitted), A):
@@ -341,7 +341,6 @@ class Engine:
 
   def _make_room(self, steps: int) -> None:
     """For what the next steps add; where there is too little, the youngest give theirs up and wait."""
-    self._started().follow(self._longest())
     for sequence in sorted(self._running(), key=lambda s: s.id):
       if sequence.slot is not None:
         self._grow(sequence, min(sequence.cached + steps + 1, self.settings.max_length))

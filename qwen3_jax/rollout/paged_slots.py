@@ -20,9 +20,9 @@ class PagedSlots:
   Raises ValueError where they do not hold one sequence of `max_length`.
   """
 
-  def __init__(self, programs: Programs, settings: EngineSettings, slots: int, shards: int, pages: int | None):
+  def __init__(self, programs: Programs, settings: EngineSettings, shards: int, pages: int | None):
     most = -(-settings.max_length // settings.page_size)
-    enough = slots // shards * most
+    enough = settings.slots // shards * most
     pages = enough if pages is None else min(pages, enough)
     if pages < most:
       raise ValueError(
@@ -30,7 +30,7 @@ class PagedSlots:
         f" of one sequence of max_length={settings.max_length}"
       )
     self._programs, self._settings, self._shards = programs, settings, shards
-    self.pages = PageTable(slots, shards, pages, settings.page_size, most)
+    self.pages = PageTable(settings.slots, shards, pages, settings.page_size, most)
     self.arrays: Any = programs.empty_paged(shards, pages)
 
   @property

@@ -21,12 +21,11 @@ class PrefillBatch(NamedTuple):
 
 
 class PrefillBatches:
-  def __init__(self, settings: EngineSettings, slots: int, shards: int):
-    self._shards, self._slots_of_shard = shards, slots // shards
-    self.rows = settings.prefill_rows  # at most
+  def __init__(self, settings: EngineSettings, shards: int):
+    self._shards, self._slots_of_shard = shards, settings.slots // shards
     longest = min(settings.prefill_length, settings.max_length)
     # Prompts at a time: one a shard, two, ...; tokens of a prompt at a time.
-    self._row_counts = _doubling(shards, self.rows)
+    self._row_counts = _doubling(shards, settings.prefill_rows)
     self._lengths = _doubling(min(_SHORTEST, longest), longest)
 
   def shapes(self) -> Iterator[PrefillBatch]:
@@ -44,7 +43,7 @@ class PrefillBatches:
         todo[sequence.known_slot // self._slots_of_shard].append(sequence)
     while any(todo):
       most_rows = D * max(map(len, todo))
-      A = next((n for n in self._row_counts if n >= most_rows), self.rows)
+      A = next((n for n in self._row_counts if n >= most_rows), self._row_counts[-1])
       rows: list[EngineSequence | None] = []
       for of_shard in todo:
         of_shard.sort(key=lambda sequence: sequence.to_prefill)  # alike lengths together

@@ -12,10 +12,10 @@ from qwen3_jax.compiler_options import compiler_options
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.expert_parallel import expert_feed_forward
 from qwen3_jax.sharding import TOKENS, make_mesh
+from tests.chips import CHIPS
 
 pytest.importorskip("libtpu")
 
-TOPOLOGIES = ("v6e:2x2", "v5p:2x2x1", "tpu7x:2x2x1")
 T, D, F, E, k = 3072, 2048, 768, 32, 8
 
 
@@ -38,7 +38,7 @@ def under_way(module, kind: str) -> list[list[str]]:
 
 
 def pytest_generate_tests(metafunc):
-  metafunc.parametrize("topology", TOPOLOGIES if metafunc.config.getoption("--every-chip") else TOPOLOGIES[:1])
+  metafunc.parametrize("topology", CHIPS if metafunc.config.getoption("--every-chip") else ["v6e:2x2"])
 
 
 def test_tokens_move_while_experts_work(topology):

@@ -9,8 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen3_jax.compilation.topologies import parse_topology, prepare_environment
-
-TOPOLOGIES = ("v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+from tests.chips import CHIPS
 
 
 def pytest_collection_modifyitems(config, items):
@@ -27,7 +26,7 @@ def pytest_collection_modifyitems(config, items):
     seen = shapes.setdefault(f"{item.path}:{item.originalname}", [])
     if parameters not in seen:
       seen.append(parameters)
-    if TOPOLOGIES[(seen.index(parameters) + 1) % len(TOPOLOGIES)] != chip:
+    if CHIPS[(seen.index(parameters) + 1) % len(CHIPS)] != chip:
       left_out.append(item)
   config.hook.pytest_deselected(items=left_out)
   items[:] = [item for item in items if item not in left_out]
@@ -43,7 +42,7 @@ def interpret():
   assert not interpret_pallas_call.races.races_found
 
 
-@pytest.fixture(params=TOPOLOGIES)
+@pytest.fixture(params=CHIPS)
 def compile_for_tpu(request):
   """`compile(fn, *arrays)` for one device of a chip; arrays are ShapeDtypeStructs."""
   pytest.importorskip("libtpu")

@@ -73,16 +73,17 @@ def with_gradients(function, hidden, head, cotangent=1.0):
   return found, gradients
 
 
-CHUNKS = pytest.mark.parametrize(
-  "chunk_bytes, vocabulary", [(4 * 2 * V * B, 37), (2**30, None)], ids=["chunks-37", "whole-all"]
-)
-
-
-@CHUNKS
-@pytest.mark.parametrize("kind", KINDS)
-def test_values_and_gradients(kind, chunk_bytes, vocabulary, monkeypatch):
+@pytest.fixture(params=[(4 * 2 * V * B, 37), (2**30, None)], ids=["chunks-37", "whole-all"])
+def vocabulary(request, monkeypatch) -> int | None:
+  """Columns that stand for tokens; tokens are taken in chunks, or all at once."""
+  chunk_bytes, columns = request.param
   monkeypatch.setattr(xla, "CHUNK_BYTES", chunk_bytes)
   monkeypatch.setattr(xla, "_MIN_TOKENS", 1)
+  return columns
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_and_gradients(kind, vocabulary):
   hidden, head, *teacher = case()
   ours, theirs = (log_softmax(*pair, TEMPERATURE, vocabulary) for pair in ((hidden, head), teacher))
   wanted = direct(kind, ours, theirs)
@@ -115,12 +116,9 @@ def entropy_of(log_p):
   return -(np.exp(log_p) * log_p).sum(-1)
 
 
-@CHUNKS
 @pytest.mark.parametrize("kind", KINDS)
-def test_entropy_comes_along(kind, chunk_bytes, vocabulary, monkeypatch):
+def test_entropy_comes_along(kind, vocabulary):
   """The student's, also where columns stand for no token; nothing learns from it."""
-  monkeypatch.setattr(xla, "CHUNK_BYTES", chunk_bytes)
-  monkeypatch.setattr(xla, "_MIN_TOKENS", 1)
   hidden, head, *teacher = case()
 
   def of(hidden, head):
@@ -208,10 +206,7 @@ def direct_top(ours, ids, log_p):
   return value, q * (p.sum(-1) + p_tail)[..., None] - by_token - among
 
 
-@CHUNKS
-def test_of_stored_predictions(chunk_bytes, vocabulary, monkeypatch):
-  monkeypatch.setattr(xla, "CHUNK_BYTES", chunk_bytes)
-  monkeypatch.setattr(xla, "_MIN_TOKENS", 1)
+def test_of_stored_predictions(vocabulary):
   hidden, head, *_ = case()
   ids, log_p = top(vocabulary=vocabulary)
   ours, theirs = (log_softmax(*pair, vocabulary=vocabulary) for pair in ((hidden, head), case()[2:]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.ask import choose
 from qwen3_jax.curation.trace import Trace
 from qwen3_jax.language_models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+  from qwen3_jax.task_progress import OnTask
 
 _CRITERIA = {
   "SOUND": "",
@@ -38,7 +42,7 @@ def judged(
   traces: Sequence[Trace],
   model: LanguageModel,
   seed: int,
-  on_progress: Callable[[str, int, int], None],
+  on_progress: OnTask,
   tolerated: float,
 ) -> list[tuple[str, str]]:
   """(criterion, reason) of each trace, ("", "") of those that are sound, or that the model gives no verdict of."""
