@@ -42,20 +42,22 @@ MODEL = ModelConfig(
   hidden_size=256,
   intermediate_size=768,
   num_heads=8,
-  num_kv_heads=4,
+  num_kv_heads=2,  # a quarter, as in Qwen3-4B and 8B
   head_dim=64,
   tie_word_embeddings=False,
   unroll_layers=True,
 )
 PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 8, 4, 32, 128
-SHORTEST, LONGEST, ANSWERS = 16, 256, 512
+SHORT_PROMPT, SHORTEST, LONGEST, ANSWERS = 8, 16, 256, 512
 TUNIX_BAR, CONTINUOUS_BAR = 3.0, 1.8
 SLOTS = 64  # of the second part
 
 
-def engine(slots: int, max_length: int, devices: int) -> Engine:
+def engine(slots: int, prompt: int, new: int, devices: int) -> Engine:
   mesh = make_mesh({"data": devices}, jax.devices()[:devices]) if devices > 1 else None
-  settings = EngineSettings(slots=slots, max_length=max_length, steps=16, adjustments=False, prefill_rows=8)
+  settings = EngineSettings(
+    slots=slots, max_length=prompt + new, steps=16, adjustments=False, prefill_rows=8, prefill_length=prompt
+  )
   made = Engine(MODEL, settings, mesh=mesh)
   made.update(initialize(MODEL, 0))
   made.warm_up()
@@ -69,7 +71,7 @@ def grpo_requests(rng: np.random.Generator) -> list[Request]:
 
 def answers_of_all_lengths(rng: np.random.Generator, known: bool) -> list[Request]:
   """`known`: whether the engine knows where they will end, or an end comes up like an end token."""
-  prompts = rng.integers(0, MODEL.vocab_size, (ANSWERS, 8)).tolist()
+  prompts = rng.integers(0, MODEL.vocab_size, (ANSWERS, SHORT_PROMPT)).tolist()
   lengths = rng.integers(SHORTEST, LONGEST + 1, ANSWERS).tolist()
   if known:
     return [Request(prompt, length, seed=i) for i, (prompt, length) in enumerate(zip(prompts, lengths))]
@@ -163,7 +165,7 @@ def main() -> None:
   keep_freed_memory()
   jax.config.update("jax_num_cpu_devices", arguments.devices)
   rng = np.random.default_rng(0)
-  grpo = engine(PROMPTS * SAMPLES, PROMPT_TOKENS + NEW_TOKENS, arguments.devices)
+  grpo = engine(PROMPTS * SAMPLES, PROMPT_TOKENS, NEW_TOKENS, arguments.devices)
   runs: dict[str, Callable[[], int]] = {"ours": lambda: count_tokens(grpo.run(grpo_requests(rng)))}
   tunix = Tunix(arguments.tunix_python) if arguments.tunix_python else None
   if tunix is not None:
@@ -172,7 +174,7 @@ def main() -> None:
   if tunix is not None:
     tunix.close()
 
-  mixed = engine(SLOTS, 8 + LONGEST, arguments.devices)
+  mixed = engine(SLOTS, SHORT_PROMPT, LONGEST, arguments.devices)
   known = answers_of_all_lengths(np.random.default_rng(1), known=True)
   batching, more = measure(
     {

@@ -214,10 +214,10 @@ class Engine:
   def _steps(self) -> int:
     """Decoding steps until the host looks again: while requests wait, until some slots may be free.
 
-    A sixteenth of them, since to look, and to prefill, takes as long as a step or two.
+    A tenth of them, since to look, and to prefill, takes as long as a step or two.
     """
     left = sorted(map(self._left, self._running())) or [1]
-    some = left[len(left) // 16]
+    some = left[len(left) // 10]
     if self._waiting:
       return min(self.settings.steps, some)
     return self._started().steps(self._longest(), min(self.settings.most_steps, left[-1]))
