@@ -46,7 +46,8 @@ def in_blocks(query, key, value, segments):
 @pytest.mark.parametrize("attention", [api.attention, in_blocks, reference.attention])
 def test_equals_loops(attention, shape):
   arrays, segments = case(*shape)
-  np.testing.assert_allclose(attention(*arrays, jnp.asarray(segments)), loops(*arrays, segments), atol=2e-6)
+  found = jax.jit(attention)(*arrays, jnp.asarray(segments))
+  np.testing.assert_allclose(found, loops(*arrays, segments), atol=2e-6)
 
 
 @pytest.mark.parametrize("attention", [api.attention, in_blocks])
@@ -58,7 +59,7 @@ def test_blocks_and_gradients_equal_the_reference(attention, monkeypatch):
 
   def gradients(attention):
     loss = lambda *arrays: jnp.sum(jnp.sin(3 * attention(*arrays, jnp.asarray(segments))))
-    return jax.value_and_grad(loss, argnums=(0, 1, 2))(*arrays)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arrays)
 
   value, ours = gradients(attention)
   expected, wanted = gradients(reference.attention)
@@ -196,16 +197,25 @@ def test_kernel_equals_float64(name, dtype, monkeypatch, interpret):
   query_segments = key_segments[:, order]
   masks = Masks(*map(jnp.asarray, (query_segments, key_segments, order)))
   to_log_sums = jnp.asarray(rng.normal(size=(B, N, T)), jnp.float32)
-  output, log_sums = pallas_tpu.forward(query, key, value, masks, interpret)
-  deltas = jnp.sum(gradient.astype(jnp.float32) * output.astype(jnp.float32), axis=-1).swapaxes(1, 2) - to_log_sums
-  ours = output, log_sums, *pallas_tpu.backward(query, key, value, masks, log_sums, deltas, gradient, interpret)
+
+  @jax.jit
+  def of_kernels(query, key, value, gradient, masks, to_log_sums):
+    output, log_sums = pallas_tpu.forward(query, key, value, masks, interpret)
+    deltas = jnp.sum(gradient.astype(jnp.float32) * output.astype(jnp.float32), axis=-1).swapaxes(1, 2) - to_log_sums
+    return output, log_sums, *pallas_tpu.backward(query, key, value, masks, log_sums, deltas, gradient, interpret)
+
+  @jax.jit
+  def of_reference(wide, cotangent, masks):
+    expected, pullback = jax.vjp(lambda *a: reference.attention_with_log_sums(*a, *masks), *wide)
+    return *expected, *pullback(cotangent)
+
+  ours = of_kernels(query, key, value, gradient, masks, to_log_sums)
   assert [x.dtype for x in ours] == [dtype, jnp.float32, dtype, dtype, dtype]
 
   with jax.enable_x64(True):
     wide = [jnp.asarray(np.asarray(x.astype(jnp.float32)), jnp.float64) for x in (query, key, value)]
     cotangent = jnp.asarray(np.asarray(gradient.astype(jnp.float32)), jnp.float64), to_log_sums.astype(jnp.float64)
-    expected, pullback = jax.vjp(lambda *a: reference.attention_with_log_sums(*a, *masks), *wide)
-    wanted = *expected, *pullback(cotangent)
+    wanted = of_reference(wide, cotangent, masks)
     for a, b in zip(ours, wanted):
       assert_close(a, np.asarray(b), dtype)
       with pytest.raises(AssertionError):

@@ -89,7 +89,8 @@ def combined(rows, index, weights, T):
 
 def check(x, rows, index, weights, permute, combine):
   T = x.shape[0]
-  moved, summed = permute(x, index), combine(rows, index, weights, T)
+  both = jax.jit(lambda x, rows, index, weights: (permute(x, index), combine(rows, index, weights, T)))
+  moved, summed = both(x, rows, index, weights)
   assert moved.dtype == summed.dtype == x.dtype
   moves, sums = permuted(x, index), combined(rows, index, weights, T)
   np.testing.assert_array_equal(exact(moved), moves)

@@ -33,10 +33,15 @@ def by_group(lhs, rhs, groups):
 @pytest.mark.parametrize("implementation", [api.grouped_matmul, reference.grouped_matmul, jax.lax.ragged_dot])
 def test_values_and_gradients(implementation, groups):
   lhs, rhs, sizes = case(groups)
-  np.testing.assert_allclose(implementation(lhs, rhs, sizes), by_group(lhs, rhs, groups), atol=2e-5)
   cotangent = np.random.default_rng(1).normal(size=(sum(groups), rhs.shape[2])).astype(np.float32)
-  _, pullback = jax.vjp(lambda lhs, rhs: implementation(lhs, rhs, sizes), lhs, rhs)
-  d_lhs, d_rhs = pullback(jnp.asarray(cotangent))
+
+  @jax.jit
+  def both(lhs, rhs, sizes, cotangent):
+    product, pullback = jax.vjp(lambda lhs, rhs: implementation(lhs, rhs, sizes), lhs, rhs)
+    return product, *pullback(cotangent)
+
+  product, d_lhs, d_rhs = both(lhs, rhs, sizes, cotangent)
+  np.testing.assert_allclose(product, by_group(lhs, rhs, groups), atol=2e-5)
   np.testing.assert_allclose(d_lhs, by_group(cotangent, np.swapaxes(rhs, 1, 2), groups), atol=2e-5)
   end = 0
   for e, n in enumerate(groups):
@@ -74,12 +79,17 @@ def test_kernel_equals_float64(groups, dtype, unused, monkeypatch, interpret):
   lhs, rhs, sizes = case(groups, D=24, F=40)
   lhs, rhs = jnp.pad(lhs, ((0, unused), (0, 0)), constant_values=np.nan).astype(dtype), rhs.astype(dtype)
   rows = sum(groups)
-  out, pullback = jax.vjp(lambda lhs, rhs: pallas_tpu.grouped_matmul(lhs, rhs, sizes, interpret), lhs, rhs)
-  cotangent = np.zeros(out.shape, np.float32)
+  cotangent = np.zeros((rows + unused, 40), np.float32)
   cotangent[:rows] = np.random.default_rng(1).normal(size=(rows, 40))
   cotangent = jnp.asarray(cotangent, dtype)
-  to_lhs, to_rhs = pullback(cotangent)
-  assert out.dtype == to_lhs.dtype == to_rhs.dtype == dtype
+
+  @jax.jit
+  def of_kernels(lhs, rhs, cotangent):
+    out, pullback = jax.vjp(lambda lhs, rhs: pallas_tpu.grouped_matmul(lhs, rhs, sizes, interpret), lhs, rhs)
+    return out, *pullback(cotangent), pallas_tpu.gated(lhs, rhs, -rhs, sizes, interpret)
+
+  out, to_lhs, to_rhs, mixed = of_kernels(lhs, rhs, cotangent)
+  assert out.dtype == to_lhs.dtype == to_rhs.dtype == mixed.dtype == dtype
 
   lhs, rhs, cotangent = (np.asarray(x.astype(jnp.float32), np.float64) for x in (lhs, rhs, cotangent))
   by_row = np.repeat(np.arange(len(groups)), groups)
@@ -93,9 +103,6 @@ def test_kernel_equals_float64(groups, dtype, unused, monkeypatch, interpret):
       with pytest.raises(AssertionError):
         assert_close(jnp.zeros_like(ours), wanted, dtype)
   if rows:
-    mixed = pallas_tpu.gated(
-      jnp.asarray(lhs, dtype), jnp.asarray(rhs, dtype), jnp.asarray(-rhs, dtype), sizes, interpret
-    )
     assert_close(mixed[:rows], -expected * expected / (1 + np.exp(-expected)), dtype)
 
 

@@ -44,12 +44,12 @@ def test_loss_and_gradients(implementation, chunk_bytes, z_loss, monkeypatch):
   monkeypatch.setattr(xla, "_MIN_TOKENS", 1)
   arguments = case()
   loss, correct, d_hidden, d_head = float64(*arguments, z_loss)
-  ours, ours_correct = implementation(*arguments, z_loss)
+  ours, ours_correct = jax.jit(lambda *arrays: implementation(*arrays, z_loss))(*arguments)
   assert float(ours) == pytest.approx(loss, rel=1e-6)
   assert float(ours_correct) == correct > 5
 
   scaled = lambda hidden, head: 3.0 * implementation(hidden, head, *arguments[2:], z_loss)[0]
-  gradients = jax.grad(scaled, argnums=(0, 1))(*arguments[:2])
+  gradients = jax.jit(jax.grad(scaled, argnums=(0, 1)))(*arguments[:2])
   np.testing.assert_allclose(gradients[0], 3 * d_hidden, rtol=1e-6, atol=1e-5)
   np.testing.assert_allclose(gradients[1], 3 * d_head, rtol=1e-6, atol=2e-5)
 
@@ -100,7 +100,7 @@ def of_tokens(hidden, head, targets, vocabulary_axis=None):
 def test_gradients_by_finite_differences():
   """In float32: along a direction of large slope, with a step that balances rounding and curvature."""
   hidden, head, targets, _ = case()
-  loss = lambda hidden, head: of_tokens(hidden, head, targets)
+  loss = jax.jit(lambda hidden, head: of_tokens(hidden, head, targets))
   gradients = jax.grad(loss, argnums=(0, 1))(hidden, head)
   for n, gradient in enumerate(gradients):
     direction = gradient / jnp.linalg.norm(gradient)
@@ -143,11 +143,16 @@ def test_kernels_equal_float64(shape, dtype, cores, monkeypatch, interpret):
   hidden, head, targets, _ = case(B, T, D, V)
   hidden, head = (hidden / 4).astype(dtype), (head / 4).astype(dtype)
   scale = 0.8
-  found = pallas_tpu.forward(hidden, head, targets, scale, interpret)
-  log_z = found.peak + jnp.log(found.total)
   rng = np.random.default_rng(2)
   of_logits = [jnp.asarray(rng.normal(size=(B, T)), jnp.float32) for _ in range(3)]
-  gradients = pallas_tpu.backward(hidden, head, targets, scale, log_z, *of_logits, interpret)
+
+  @jax.jit
+  def of_kernels(hidden, head, targets, of_logits):
+    found = pallas_tpu.forward(hidden, head, targets, scale, interpret)
+    log_z = found.peak + jnp.log(found.total)
+    return found, pallas_tpu.backward(hidden, head, targets, scale, log_z, *of_logits, interpret)
+
+  found, gradients = of_kernels(hidden, head, targets, of_logits)
   assert [x.dtype for x in gradients] == [dtype, dtype]
 
   wide = [np.asarray(x.astype(jnp.float32), np.float64) for x in (hidden, head)]

@@ -1,5 +1,7 @@
 """Our model against the reference implementation's outputs, stored in tests/golden (make_golden.py made them)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,18 @@ def case(request, golden):
   return config, params, dict(np.load(folder / "golden.npz"))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_of(config, params, tokens, segment_ids=None):
+  return from_parameters(config, params).hidden(tokens, segment_ids=segment_ids, return_layers=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def output_of(config, params, tokens, segment_ids=None):
+  """Logits and, of an MoE model, the balance loss of all its layers together."""
+  output = from_parameters(config, params)(tokens, segment_ids=segment_ids)
+  return output.logits, pooled_balance_loss(output.router) if config.is_moe else None
+
+
 def inputs(expected):
   return jnp.asarray(expected["input_ids"], jnp.int32), jnp.asarray(expected["attention_mask"], jnp.int32)
 
@@ -32,13 +46,12 @@ def test_logits_hidden_states_and_router(case):
   config, params, expected = case
   tokens, mask = inputs(expected)
   real = np.asarray(mask, bool)
-  model = from_parameters(config, params)
-  hidden = model.hidden(tokens, segment_ids=mask, return_layers=True)
+  hidden = hidden_of(config, params, tokens, mask)
   np.testing.assert_allclose(hidden.layers[:, real], expected["hidden_states"][:-1][:, real], atol=TOLERANCE, rtol=0)
   np.testing.assert_allclose(hidden.final[real], expected["hidden_states"][-1][real], atol=TOLERANCE, rtol=0)
-  output = model(tokens, segment_ids=mask)
-  assert output.logits.dtype == jnp.float32
-  np.testing.assert_allclose(output.logits[real], expected["logits"][real], atol=TOLERANCE, rtol=0)
+  logits = output_of(config, params, tokens, mask)[0]
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits[real], expected["logits"][real], atol=TOLERANCE, rtol=0)
   assert np.std(expected["logits"][real]) > 0.5  # zeros would not pass
 
 
@@ -114,18 +127,17 @@ def test_router_and_pooled_auxiliary_loss(golden):
   config, params = load_parameters(golden / "moe", "float32")
   expected = np.load(golden / "moe" / "golden.npz")
   tokens, mask = inputs(expected)
-  model = from_parameters(config, params)
-  masked = model(tokens, segment_ids=mask)
-  unmasked = model(tokens)
-  assert float(pooled_balance_loss(masked.router)) == pytest.approx(float(expected["aux_loss_masked"]), rel=1e-6)
-  assert float(pooled_balance_loss(unmasked.router)) == pytest.approx(float(expected["aux_loss_nomask"]), rel=1e-6)
-  np.testing.assert_allclose(unmasked.logits, expected["logits_nomask"], atol=TOLERANCE, rtol=0)
+  masked, unmasked = output_of(config, params, tokens, mask), output_of(config, params, tokens)
+  assert float(masked[1]) == pytest.approx(float(expected["aux_loss_masked"]), rel=1e-6)
+  assert float(unmasked[1]) == pytest.approx(float(expected["aux_loss_nomask"]), rel=1e-6)
+  np.testing.assert_allclose(unmasked[0], expected["logits_nomask"], atol=TOLERANCE, rtol=0)
   # Router logits, from the hidden states that the layers hand to the router.
   reference = expected["router_logits_nomask"].reshape(config.num_layers, *tokens.shape, config.num_experts)
-  np.testing.assert_allclose(router_logits(model, tokens), reference, atol=TOLERANCE, rtol=0)
+  np.testing.assert_allclose(router_logits(config, params, tokens), reference, atol=TOLERANCE, rtol=0)
 
 
-def router_logits(model, tokens):
+@functools.partial(jax.jit, static_argnums=0)
+def router_logits(config, params, tokens):
   """[L, B, T, E], by running every layer's attention on its recorded input."""
   from flax import nnx
 
@@ -133,12 +145,13 @@ def router_logits(model, tokens):
   from qwen3_jax.models.rope import rotation
 
   attend = lambda query, key, value: (attend_to_segments(query, key, value, jnp.ones(tokens.shape, jnp.int32)), None)
+  model = from_parameters(config, params)
   hidden = model.hidden(tokens, return_layers=True)
-  rope = rotation(model.config, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
+  rope = rotation(config, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
   graph, state = nnx.split(model.layers)
   stacked = nnx.to_pure_dict(state)
   logits = []
-  for index in range(model.config.num_layers):
+  for index in range(config.num_layers):
     layer = nnx.merge(graph, jax.tree.map(lambda x, index=index: x[index], stacked))
     x = hidden.layers[index]
     x = x + layer.attention(layer.attention_norm(x), rope, attend)[0]

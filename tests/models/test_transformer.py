@@ -1,5 +1,7 @@
 """The model on its own terms: initialisation, RoPE base, packing, remat, dtype, sizes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,11 @@ def model(request):
 
 def tokens(B=2, T=24, V=128, seed=0):
   return jnp.asarray(np.random.default_rng(seed).integers(0, V, (B, T)), jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(config, params, *arguments):
+  return from_parameters(config, params)(*arguments).logits
 
 
 COUNTS = {
@@ -71,18 +78,21 @@ def test_initial_loss_is_that_of_a_uniform_guess(hidden, tied, experts):
     num_experts=experts,
     num_experts_per_token=2,
   )
-  model = from_parameters(config, jax.jit(lambda: initialize(config, 0))())
   ids = tokens(2, 65, V)
-  hidden_states = model.hidden(ids[:, :-1]).final
-  total, _ = linear_cross_entropy(hidden_states, model.head_kernel, ids[:, 1:], jnp.ones((2, 64), jnp.float32))
-  assert float(total) / 128 == pytest.approx(np.log(V), rel=0.02)
+
+  @jax.jit
+  def loss():
+    model = from_parameters(config, initialize(config, 0))
+    hidden = model.hidden(ids[:, :-1]).final
+    return linear_cross_entropy(hidden, model.head_kernel, ids[:, 1:], jnp.ones((2, 64), jnp.float32))[0]
+
+  assert float(loss()) / 128 == pytest.approx(np.log(V), rel=0.02)
 
 
 def test_rope_base_changes_the_logits(model):
   config, params = model
   ids = tokens()
-  low = from_parameters(config.replace(rope_theta=1e4), params)(ids).logits
-  high = from_parameters(config.replace(rope_theta=1e6), params)(ids).logits
+  low, high = (logits_of(config.replace(rope_theta=base), params, ids) for base in (1e4, 1e6))
   assert float(jnp.max(jnp.abs(low - high))) > 1e-3
   np.testing.assert_allclose(low[:, 0], high[:, 0], atol=1e-6)  # position 0 does not rotate
 
@@ -91,32 +101,30 @@ def test_only_relative_positions_matter(model):
   config, params = model
   ids = tokens()
   positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-  logits = from_parameters(config, params)(ids).logits
-  np.testing.assert_allclose(from_parameters(config, params)(ids, positions + 100).logits, logits, atol=2e-4)
-  assert float(jnp.max(jnp.abs(from_parameters(config, params)(ids, positions * 2).logits - logits))) > 1e-3
+  logits, moved, apart = (logits_of(config, params, ids, p) for p in (positions, positions + 100, positions * 2))
+  np.testing.assert_allclose(moved, logits, atol=2e-4)
+  assert float(jnp.max(jnp.abs(apart - logits))) > 1e-3
 
 
 def test_packed_documents_equal_documents_alone(model):
   config, params = model
-  transformer = from_parameters(config, params)
   lengths = (9, 1, 8)
   ids = tokens(1, 24)
   segments = jnp.asarray([[1] * 9 + [2] + [3] * 8 + [0] * 6], jnp.int32)
   positions = jnp.asarray([[*range(9), 0, *range(8), *range(6)]], jnp.int32)
-  packed = transformer(ids, positions, segments).logits
+  packed = logits_of(config, params, ids, positions, segments)
   start = 0
   for length in lengths:
-    alone = transformer(ids[:, start : start + length]).logits
+    alone = logits_of(config, params, ids[:, start : start + length])
     np.testing.assert_allclose(packed[:, start : start + length], alone, atol=2e-5)
     start += length
 
 
 def test_causal(model):
   config, params = model
-  transformer = from_parameters(config, params)
   ids = tokens()
   changed = ids.at[:, 12].set((ids[:, 12] + 1) % 128)
-  before, after = transformer(ids).logits, transformer(changed).logits
+  before, after = (logits_of(config, params, x) for x in (ids, changed))
   np.testing.assert_allclose(before[:, :12], after[:, :12], atol=1e-6)
   assert float(jnp.min(jnp.max(jnp.abs(before[:, 12:] - after[:, 12:]), axis=-1))) > 1e-5
 
@@ -137,8 +145,8 @@ def test_remat_and_unrolling_change_nothing(model, change):
 
 def test_bfloat16_keeps_float32_logits_near(model):
   config, params = model
-  exact = from_parameters(config, params)(tokens()).logits
-  rounded = from_parameters(config.replace(dtype="bfloat16"), params)(tokens()).logits
+  exact = logits_of(config, params, tokens())
+  rounded = logits_of(config.replace(dtype="bfloat16"), params, tokens())
   assert rounded.dtype == jnp.float32
   error = jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact)
   assert 1e-4 < float(error) < (0.3 if config.is_moe else 0.05)  # rounding may change which expert is chosen
