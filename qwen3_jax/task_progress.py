@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import rich.progress
 from rich.console import Console
 
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.progress import duration
-
-OnTask = Callable[[str, int, int], None]  # name of the task, how much is done, and of how much
 
 
 @contextlib.contextmanager

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel, Reply
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.rollout.request import derived_seed
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
 
 Answered = Callable[[Sequence[ChatRequest]], list[list[Reply]]]
 

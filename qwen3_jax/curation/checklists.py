@@ -9,14 +9,12 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from qwen3_jax.curation.ask import ask_all
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.rollout.request import derived_seed
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
 
 T = TypeVar("T")
 

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.balance import balance, reserve
 from qwen3_jax.curation.criteria.judged import judged
@@ -22,11 +21,9 @@ from qwen3_jax.curation.trace import Trace
 from qwen3_jax.evaluation.answers import extract_answer, same_answer
 from qwen3_jax.language_models.disk_cache import DiskCache
 from qwen3_jax.language_models.language_model import LanguageModel
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.registry import verify_all
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwen3_jax.curation.answer_filters import parse
 from qwen3_jax.curation.checklists import Answered, mark
@@ -20,12 +20,10 @@ from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.language_models.disk_cache import DiskCache
 from qwen3_jax.language_models.language_model import LanguageModel
 from qwen3_jax.models.transformer import Parameters
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.registry import verify_all
 from qwen3_jax.workdir import write_json
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
 
 CONVERSATIONS, REPORT = "conversations.jsonl", "report.json"
 

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwen3_jax import nearest
 from qwen3_jax.curation.ask import ask_all
@@ -17,14 +17,12 @@ from qwen3_jax.data.conversation import thinking_mode
 from qwen3_jax.data.tokenizer_backends import QWEN_ADDED_TOKENS
 from qwen3_jax.evaluation.records import field, read_records
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.records import content_id
 from qwen3_jax.rewards.registry import verify_all
 from qwen3_jax.rollout.request import derived_seed
 from qwen3_jax.rollout.sampling import NOT_THINKING
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
 
 # Of samples without thinking, as the report lists them; `multilingual` has the translations.
 CATEGORIES = (

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.ask import choose
 from qwen3_jax.language_models.language_model import LanguageModel
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
 
 DOMAINS = ("mathematics", "logic", "code", "science", "language", "games", "other")
 _QUESTION = """Here is a query to an assistant, between the marks. Do not answer it. Say which domain it belongs to.

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.ask import ask_all, choose
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rewards.verdict import Verdict
 from qwen3_jax.rollout.request import derived_seed
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
 
 Judge = Callable[[Sequence[Problem], Sequence[str]], list[Verdict]]
 

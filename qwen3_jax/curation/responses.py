@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.ask import ask_all
 from qwen3_jax.curation.criteria.wrong import wrong
 from qwen3_jax.curation.query_filters import Judge
 from qwen3_jax.curation.trace import Trace
 from qwen3_jax.language_models.language_model import ChatRequest, LanguageModel
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rollout.request import derived_seed
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,11 @@ from qwen3_jax.curation.teacher_answers import ANSWERS, ROUNDS, TeacherSettings,
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.transformer import Transformer, from_parameters, parameters
+from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
 from qwen3_jax.rollout.sampling import SamplingParams
-from qwen3_jax.task_progress import OnTask, task_progress
+from qwen3_jax.task_progress import task_progress
 from qwen3_jax.workdir import Workdir
 
 

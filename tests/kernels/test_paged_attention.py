@@ -173,6 +173,10 @@ KERNEL_CASES = {
 }
 
 
+def of_kernel(case, interpret):
+  return jax.jit(lambda *arguments: pallas_tpu.attend(*arguments, interpret=interpret))(*case.arguments)
+
+
 @pytest.mark.parametrize("name", KERNEL_CASES)
 def test_kernel_equals_reference(name, monkeypatch, interpret):
   sequences, N, K, heads, dtype, query_dtype = KERNEL_CASES[name]
@@ -184,7 +188,7 @@ def test_kernel_equals_reference(name, monkeypatch, interpret):
   monkeypatch.setattr(pallas_tpu, "_UNROLLED", 3)
   padding = 3 if sequences == "mixed" else 0
   case = make(KERNEL_SEQUENCES[sequences], N, K, 128, page_size, DTYPES[dtype], padding, DTYPES[query_dtype])
-  ours = jax.jit(lambda *arguments: pallas_tpu.attend(*arguments, interpret=interpret))(*case.arguments)
+  ours = of_kernel(case, interpret)
   assert_equals_reference(ours, case)
   assert not np.asarray(ours[int(case.query_starts[-1]) :]).any()
 
@@ -195,8 +199,7 @@ def test_kernel_with_its_own_blocks(interpret):
   assert pallas_tpu.supported(case.query, case.pages, case.page_table)
   block = pallas_tpu._blocks(case.query, case.pages, case.page_table)
   assert block.pages == 8 and block.few < block.rows
-  attend = jax.jit(lambda *arguments: pallas_tpu.attend(*arguments, interpret=interpret))
-  assert_equals_reference(attend(*case.arguments), case)
+  assert_equals_reference(of_kernel(case, interpret), case)
 
 
 def test_kernel_takes():

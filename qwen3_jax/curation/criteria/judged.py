@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from qwen3_jax.curation.ask import choose
 from qwen3_jax.curation.trace import Trace
 from qwen3_jax.language_models.language_model import LanguageModel
-
-if TYPE_CHECKING:
-  from qwen3_jax.task_progress import OnTask
+from qwen3_jax.on_task import OnTask
 
 _CRITERIA = {
   "SOUND": "",
