@@ -18,7 +18,6 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.sharding import BATCH_AXES, current_mesh
 
 _HIDDEN = -1e30
-_MOST_VECTORS = 16
 _ROWS, _HEADS = P(BATCH_AXES), P(BATCH_AXES, None, "tensor")  # of arrays [B, ...] and [B, T, heads, H]
 CACHE_SPEC = P(BATCH_AXES, "tensor")  # of every array of a cache: slots or pages, then heads
 
@@ -103,20 +102,12 @@ def _dense_attend(keys, values, slots, starts, counts, query, key, value, local:
   values = values.at[row, :, column].set(value, mode="drop")
   ours, theirs = (keys, values) if slots is None else (keys[slots], values[slots])
   queries = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, N // K * T, H)
-  scores = _product(queries, ours) * H**-0.5
+  scores = jnp.einsum("bkrh,bkhs->bkrs", queries, ours, preferred_element_type=jnp.float32) * H**-0.5
   visible = jnp.arange(S) <= position[:, :, None]  # [B, T, S]
   scores = jnp.where(visible[:, None, None], scores.reshape(B, K, N // K, T, S), _HIDDEN)
   weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype).reshape(B, K, -1, S)
-  attended = _product(weights, theirs).astype(query.dtype)
+  attended = jnp.einsum("bkrs,bksh->bkrh", weights, theirs)
   return attended.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H), keys, values
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a [B, K, r, x] @ b [B, K, x, y], float32; few r one by one: XLA for CPU multiplies many vectors fast."""
-  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  if a.shape[2] > _MOST_VECTORS:
-    return product("bkrx,bkxy->bkry", a, b)
-  return jnp.stack([product("bkx,bkxy->bky", a[:, :, r], b) for r in range(a.shape[2])], axis=2)
 
 
 @jax.tree_util.register_dataclass

@@ -49,19 +49,15 @@ class Programs:
       with decoding():
         self._of_params = parameter_shardings(config, mesh)
       options = compiler_options(mesh)
-    of_decode = options
     if on_cpu:  # a step's products are small: several at a time
       options = {"xla_cpu_enable_concurrency_optimized_scheduler": True}
-      # Eigen takes a matrix of weights as it lies; YNNPACK packs it first, which takes longer than multiplying by it.
-      of_decode = options if config.is_moe else options | {"xla_cpu_experimental_ynn_fusion_type": ""}
     jit = functools.partial(jax.jit, compiler_options=options or None)
     on_mesh = lambda function, **settings: functools.partial(self._on_mesh, jit(function, **settings))
     cache, rows = self.of_cache, self.of_rows
-    self.jitted_decode = jax.jit(
+    self.jitted_decode = jit(
       functools.partial(programs.decode, config, ids, settings.most_steps, settings.record_experts),
       donate_argnums=(1, 2),
       out_shardings=(cache, rows, self.whole),
-      compiler_options=of_decode or None,
     )
     self.decode = functools.partial(self._on_mesh, self.jitted_decode)
     self.prefill = on_mesh(functools.partial(programs.prefill, config), donate_argnums=3, out_shardings=cache)
