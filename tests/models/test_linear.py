@@ -9,12 +9,12 @@ from qwen3_jax.models.linear import linear
 
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize(
-  "inputs, outputs, names", [((12,), (3, 4), ("embed", "heads", None)), ((3, 4), (12,), ("heads", None, "embed"))]
+  "inputs, outputs, names", [((12,), (3, 4), ("embed", "heads", None)), ((3, 4), (12,), ("heads", "embed"))]
 )
 def test_product_and_gradients_are_those_of_float64(tokens, inputs, outputs, names):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(6, tokens, *inputs)).astype(np.float32)
-  matrix = rng.normal(size=(*inputs, *outputs)).astype(np.float32)
+  matrix = rng.normal(size=(12, *outputs)).astype(np.float32)
   gradient = rng.normal(size=(6, tokens, *outputs)).astype(np.float32)
   y, pull_back = jax.vjp(jax.jit(lambda x, matrix: linear(x, matrix, names)), x, matrix)
   of_x, of_matrix = pull_back(gradient)
