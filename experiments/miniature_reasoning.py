@@ -1,8 +1,9 @@
 """Reasoning on a laptop: a cold start from written traces, then GRPO on fresh problems.
 
 `task=cups` (the default), `mixed_cups` (of 1 to 8 swaps), `chain_sum` or `letter_counting`, the last two of them
-families of reasoning-gym. The cold start reads few traces, most of which are hasty: the model can think, but often does
-not. GRPO finds that thinking pays. `size=large` trains a teacher for experiments/miniature_distillation.py.
+families of reasoning-gym, whose steps are learned from worked solutions first. The cold start reads few traces, most of
+which are hasty: the model can think, but often does not. GRPO finds that thinking pays. `size=large` trains a teacher
+for experiments/miniature_distillation.py.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Task(NamedTuple):
   vocabulary: int
   sequence: int  # tokens of prompt and answer, at most
   answer: int  # tokens of an answer, at most
+  worked: int = 0  # worked solutions to learn from before the cold start
+  worked_steps: int = 0
   hasty: float = 0.65  # share of the cold start's traces
   traces: int = 6000
   sft_steps: int = 550
@@ -71,29 +74,35 @@ TASKS = {
     vocabulary=400,
     sequence=128,
     answer=64,
-    hasty=0.7,
-    traces=24_000,
-    sft_steps=1400,
+    worked=24_000,
+    worked_steps=700,
+    hasty=0.6,
+    traces=12_000,
+    sft_steps=400,
     sft_rows=16,
+    rl_steps=50,
     rl_lr=2e-4,
-    entropy=0.03,
+    entropy=0.01,
   ),
   "letter_counting": Task(
     'reasoning-gym:letter_counting:{count}:{seed}:{{"letter_counting": {{"min_words": 4, "max_words": 5}}}}',
     vocabulary=700,
     sequence=128,
     answer=80,
-    hasty=0.65,
-    traces=30_000,
-    sft_steps=1900,
+    worked=24_000,
+    worked_steps=900,
+    hasty=0.85,
+    traces=12_000,
+    sft_steps=400,
     sft_rows=16,
+    rl_steps=50,
     rl_lr=2e-4,
-    entropy=0.12,
+    entropy=0.03,
   ),
 }
 ROPE_THETA = 1e4  # sequences are short
 PROMPTS, SAMPLES = 32, 8
-TRACES, TRAINED, HELD_OUT = 1, 2, 3  # seeds of problems
+TRACES, TRAINED, HELD_OUT, WORKED = 1, 2, 3, 4  # seeds of problems
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -112,26 +121,35 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def add_reasoning(config: ConfigDict, task: Task, peak_lr: float) -> None:
-  """The two stages, at the end of the pipeline."""
+  """The stages, at the end of the pipeline."""
+  if task.worked:
+    source = f"traces:0.0:{task.problems.format(count=task.worked, seed=WORKED)}"  # none of them hasty
+    config.data.corpora.worked = corpus(source, validation_fraction=0.02)
+    config.pipeline += ("worked",)
+    config.stages.worked = traces_stage(task, "worked", task.worked_steps, peak_lr, "constant")
   config.data.corpora.traces = corpus(traces_source(task), validation_fraction=0.04)
   config.pipeline += ("cold_start", "reasoning_rl")
-  config.stages.cold_start = sft_stage(
+  config.stages.cold_start = traces_stage(task, "traces", task.sft_steps, peak_lr, "cosine")
+  config.stages.reasoning_rl = grpo_stage(task)
+
+
+def traces_stage(task: Task, corpus: str, steps: int, peak_lr: float, schedule: str) -> ConfigDict:
+  return sft_stage(
     sequence_length=2 * task.sequence,
     rope_theta=ROPE_THETA,
     batch_size=task.sft_rows,
-    tokens=task.sft_steps * task.sft_rows * 2 * task.sequence,
-    mixture={"traces": 1.0},
+    tokens=steps * task.sft_rows * 2 * task.sequence,
+    mixture={corpus: 1.0},
     evaluate_every=100,
     evaluate_batches=1,
     optimizer={
-      "schedule": "cosine",
+      "schedule": schedule,
       "peak_lr": peak_lr,
       "final_lr": peak_lr / 10,
       "warmup_steps": 10,
       "weight_decay": 0.01,
     },
   )
-  config.stages.reasoning_rl = grpo_stage(task)
 
 
 def traces_source(task: Task) -> str:
