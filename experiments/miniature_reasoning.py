@@ -82,7 +82,7 @@ TASKS = {
     sft_rows=16,
     rl_steps=50,
     rl_lr=2e-4,
-    entropy=0.01,
+    entropy=0.008,
   ),
   "letter_counting": Task(
     'reasoning-gym:letter_counting:{count}:{seed}:{{"letter_counting": {{"min_words": 4, "max_words": 5}}}}',
