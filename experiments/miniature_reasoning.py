@@ -97,7 +97,7 @@ TASKS = {
     sft_rows=16,
     rl_steps=50,
     rl_lr=2e-4,
-    entropy=0.05,
+    entropy=0.06,
   ),
 }
 ROPE_THETA = 1e4  # sequences are short
