@@ -123,23 +123,23 @@ def get_config(arg: str = "") -> ConfigDict:
 def add_reasoning(config: ConfigDict, task: Task, peak_lr: float) -> None:
   """The stages, at the end of the pipeline."""
   if task.worked:
-    source = f"traces:0.0:{task.problems.format(count=task.worked, seed=WORKED)}"  # none of them hasty
-    config.data.corpora.worked = corpus(source, validation_fraction=0.02)
+    worked = task._replace(hasty=0.0, traces=task.worked, sft_steps=task.worked_steps)
+    config.data.corpora.worked = corpus(traces_source(worked, WORKED), validation_fraction=0.02)
     config.pipeline += ("worked",)
-    config.stages.worked = traces_stage(task, "worked", task.worked_steps, peak_lr, "constant")
+    config.stages.worked = traces_stage(worked, "worked", peak_lr, "constant")
   config.data.corpora.traces = corpus(traces_source(task), validation_fraction=0.04)
   config.pipeline += ("cold_start", "reasoning_rl")
-  config.stages.cold_start = traces_stage(task, "traces", task.sft_steps, peak_lr, "cosine")
+  config.stages.cold_start = traces_stage(task, "traces", peak_lr, "cosine")
   config.stages.reasoning_rl = grpo_stage(task)
 
 
-def traces_stage(task: Task, corpus: str, steps: int, peak_lr: float, schedule: str) -> ConfigDict:
+def traces_stage(task: Task, traces: str, peak_lr: float, schedule: str) -> ConfigDict:
   return sft_stage(
     sequence_length=2 * task.sequence,
     rope_theta=ROPE_THETA,
     batch_size=task.sft_rows,
-    tokens=steps * task.sft_rows * 2 * task.sequence,
-    mixture={corpus: 1.0},
+    tokens=task.sft_steps * task.sft_rows * 2 * task.sequence,
+    mixture={traces: 1.0},
     evaluate_every=100,
     evaluate_batches=1,
     optimizer={
@@ -152,8 +152,8 @@ def traces_stage(task: Task, corpus: str, steps: int, peak_lr: float, schedule: 
   )
 
 
-def traces_source(task: Task) -> str:
-  return f"traces:{task.hasty}:{task.problems.format(count=task.traces, seed=TRACES)}"
+def traces_source(task: Task, seed: int = TRACES) -> str:
+  return f"traces:{task.hasty}:{task.problems.format(count=task.traces, seed=seed)}"
 
 
 def grpo_stage(task: Task) -> ConfigDict:

@@ -66,17 +66,17 @@ linear.defvjp(_forward, _backward)
 
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
   """x [B, T, *I] times matrix [I, *O] -> [B, T, *O]"""
-  flat = matrix.reshape(*x.shape[2:], -1)
   if x.shape[1] == 1:  # decoding
-    y = jax.lax.platform_dependent(x, flat, cpu=_product_of_few, default=_product_of_many)
+    y = jax.lax.platform_dependent(x, matrix, cpu=_product_of_few, default=_product_of_many)
   else:
-    y = _product_of_many(x, flat)
+    y = _product_of_many(x, matrix)
   return y.reshape(*x.shape[:2], *matrix.shape[1:])
 
 
 def _product_of_many(x: jax.Array, matrix: jax.Array) -> jax.Array:
-  """x [B, T, *I] times matrix [*I, O] -> [B, T, O]"""
-  return jax.lax.dot_general(x, matrix, ((range(2, x.ndim), range(x.ndim - 2)), ((), ())))
+  """x [B, T, *I] times matrix [I, *O] -> [B, T, O]"""
+  inputs = range(2, x.ndim), range(x.ndim - 2)
+  return jax.lax.dot_general(x, matrix.reshape(*x.shape[2:], -1), (inputs, ((), ())))
 
 
 def _product_of_few(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -86,7 +86,7 @@ def _product_of_few(x: jax.Array, matrix: jax.Array) -> jax.Array:
   few rows. This one it gives to Eigen, which takes the matrix as it lies.
   """
   transposed = jax.lax.optimization_barrier(x.reshape(x.shape[0], -1).T)
-  return jax.lax.dot_general(transposed, matrix.reshape(transposed.shape[0], -1), (((0,), (0,)), ((), ())))[:, None]
+  return jax.lax.dot_general(transposed, matrix.reshape(matrix.shape[0], -1), (((0,), (0,)), ((), ())))[:, None]
 
 
 def _input_gradient(matrix: jax.Array, gradient: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
