@@ -172,9 +172,7 @@ def test_only_the_first_process_writes(disturbed):
 def test_a_finished_run_starts_no_processes(disturbed):
   run, _ = disturbed
   before = {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*")}
-  started = time.monotonic()
-  ended = run.part(2).ended.check()
-  assert "Gloo" not in ended.out and time.monotonic() - started < 30
+  assert "Gloo" not in run.part(2).ended.check().out
   assert {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*")} == before
 
 

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-import math
 import os
 import signal
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import run_helpers
+from clock import Clock
 from run_helpers import LENGTHS, STEPS, TOKENS_PER_STEP, series
 
+from qwen3_jax import train_loop
 from qwen3_jax.checkpoint import CheckpointError, restore_parameters
 from qwen3_jax.config import make_model_config
 from qwen3_jax.config_loading import load
@@ -21,6 +21,7 @@ from qwen3_jax.data.corpora import prepare_corpora
 from qwen3_jax.fingerprint import fingerprints
 from qwen3_jax.metrics import read_metrics
 from qwen3_jax.models.transformer import abstract_parameters
+from qwen3_jax.observability import time_record
 from qwen3_jax.observability.goodput import goodput
 from qwen3_jax.preemption import Preempted, PreemptionNotice
 from qwen3_jax.sharding import make_mesh
@@ -126,53 +127,84 @@ def test_a_step_s_seconds_are_those_until_the_next(material, tmp_path):
     assert line["step_seconds"] >= line["data_wait_seconds"] >= pause
 
 
-def test_parts_of_a_step_s_seconds(material, tmp_path):
+class Device:
+  """Takes `seconds` for each step, one after another, by a clock moved by hand."""
+
+  def __init__(self, clock, seconds):
+    self.clock, self.seconds, self.free, self.ends = clock, seconds, 0.0, {}
+
+  def start(self, step):
+    self.free = max(self.free, self.clock.now) + self.seconds
+    self.ends[step] = self.free
+
+  def is_done(self, step):
+    return self.ends[step] <= self.clock.now
+
+  def wait_for(self, step):
+    self.clock.now = max(self.clock.now, self.ends[step])
+
+
+def test_parts_of_a_step_s_seconds(material, tmp_path, monkeypatch):
   """Slow input, host and device; the device works while the host prepares the next step, which hides that much."""
   slow_input, slow_host, slow_device = 0.05, 0.1, 0.5
+  clock = Clock()
+  device = Device(clock, slow_device)
   pipeline = Pipeline(material, tmp_path / "run", stages__s1__evaluate_every=100, checkpoint__every=100)
   stage = pipeline.stage("s1")
   source = stage.batches.next_batch
 
   def next_batch(state):
-    time.sleep(slow_input)
+    clock.sleep(slow_input)
     return source(state)
 
-  @jax.jit
-  def through_device(tokens, rounds):
-    ones = jnp.ones((400, 400))
-    product = jax.lax.fori_loop(0, rounds, lambda _, matrix: matrix @ ones / 400, ones)
-    return tokens + (product[0, 0] < 0).astype(tokens.dtype)
-
-  def seconds_of(rounds):
-    began = time.monotonic()
-    through_device(jnp.zeros(1, jnp.int32), rounds).block_until_ready()
-    return time.monotonic() - began
-
-  seconds_of(1)
-  rounds = math.ceil(50 * slow_device / min(seconds_of(50) for _ in range(20)))  # of an idle machine, if it ever is
-
   def complete(batch):
-    time.sleep(slow_host)
-    return dataclasses.replace(batch, tokens=through_device(batch.tokens, rounds))
+    clock.sleep(slow_host)
+    return batch
 
+  class Pending(train_loop._Pending):
+    def __init__(self, *arguments):
+      super().__init__(*arguments)
+      device.start(self.step)
+
+    def is_done(self):
+      return device.is_done(self.step)
+
+  finish = train_loop._Run._finish
+
+  def wait_and_finish(run, pending, in_flight):
+    with run.record.spend("device"):
+      device.wait_for(pending.step)
+    finish(run, pending, in_flight)
+
+  monkeypatch.setattr(time_record, "time", clock)
+  monkeypatch.setattr(train_loop, "_Pending", Pending)
+  monkeypatch.setattr(train_loop._Run, "_finish", wait_and_finish)
   stage.batches.next_batch = next_batch
-  stage = dataclasses.replace(stage, complete=complete)
-  started = time.monotonic()
-  run_stage(stage, pipeline.config, pipeline.workdir, pipeline.mesh, None, 0, PreemptionNotice())
-  seconds = time.monotonic() - started
+  started = clock.now
+  run_stage(
+    dataclasses.replace(stage, complete=complete),
+    pipeline.config,
+    pipeline.workdir,
+    pipeline.mesh,
+    None,
+    0,
+    PreemptionNotice(),
+  )
   lines = [line for line in read_metrics(pipeline.workdir.metrics("s1")) if "step_seconds" in line]
   assert [line["step"] for line in lines] == list(range(1, STEPS["s1"] + 1))
   for line in lines:
     parts = line["data_wait_seconds"], line["host_seconds"], line["device_seconds"]
     assert sum(parts) == pytest.approx(line["step_seconds"], abs=1e-6)
-  for line in lines[1:5]:  # between those that fill the queue and those that empty it
-    assert slow_input <= line["data_wait_seconds"] < slow_input + slow_host
-    assert slow_host <= line["host_seconds"] < slow_host + (slow_device - slow_host - slow_input) / 2
-    assert line["device_seconds"] > (slow_device - slow_host - slow_input) / 2
+  for line in lines[1 : -train_loop.STEPS_IN_FLIGHT]:  # between those that fill the queue and those that empty it
+    assert line["data_wait_seconds"] == pytest.approx(slow_input)
+    assert line["host_seconds"] == pytest.approx(slow_host)
+    assert line["device_seconds"] == pytest.approx(slow_device - slow_host - slow_input)
+  steps = STEPS["s1"]
   found = goodput(pipeline.workdir)
-  assert found.seconds["input"] >= STEPS["s1"] * slow_input
-  assert STEPS["s1"] * (slow_device - slow_input) / 2 < found.productive < found.total <= seconds
-  assert found.total > seconds - 1.0
+  assert found.total == pytest.approx(clock.now - started)
+  assert found.total == pytest.approx(slow_input + slow_host + steps * slow_device)
+  assert found.seconds["input"] == pytest.approx(steps * slow_input)
+  assert found.productive == pytest.approx(found.total - steps * slow_input)
 
 
 def test_learning_rate_follows_the_schedule_of_each_stage(trained):

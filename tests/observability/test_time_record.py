@@ -5,27 +5,12 @@ import resource
 
 import jax
 import pytest
+from clock import Clock
 
 from qwen3_jax.observability import time_record
 from qwen3_jax.observability.step_times import StepTimes
 from qwen3_jax.observability.time_record import TimeRecord
 from qwen3_jax.workdir import Workdir
-
-
-class Clock:
-  """Both clocks of the record; stands still unless told to go on."""
-
-  def __init__(self):
-    self.now = 5000.0
-
-  def monotonic(self) -> float:
-    return self.now
-
-  def time(self) -> float:
-    return 1e9 + self.now
-
-  def sleep(self, seconds: float) -> None:
-    self.now += seconds
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_garbage_is_wrong(problems):
       assert verdict.score == 0 and verdict.reason, (problem.sub_domain, garbage, verdict)
       if "the verifier failed" in verdict.reason:
         raised.add(problem.sub_domain)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 100
   # Scorers of the library that raise on what is no answer at all; their verdict is 0.
   assert raised <= {"prime_factorization", "survo", "modulo_grid", "time_intervals"}
 

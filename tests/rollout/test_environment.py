@@ -97,8 +97,8 @@ def test_a_call_that_hangs_leaves_the_others_alone():
   environment = ToolEnvironment(START, TOOLS, call_seconds=0.2)
   environment.reset()
   start = time.monotonic()
-  step = environment.step(answer(("sleep", {"seconds": 60.0}), ("add", {"a": 1, "b": 2}), ("sleep", {"seconds": 0.0})))
-  assert time.monotonic() - start < 5
+  step = environment.step(answer(("sleep", {"seconds": 600.0}), ("add", {"a": 1, "b": 2}), ("sleep", {"seconds": 0.0})))
+  assert time.monotonic() - start < 60
   texts = [message["content"] for message in step.messages]
   assert texts == ["Error: sleep gave no result within 0.2 s and was abandoned", "3", "slept"]
   assert step.info["tool_errors"] == 1

@@ -356,6 +356,6 @@ def test_a_call_that_hangs_is_abandoned():
 
   tool = Tool.of(f)
   start = time.monotonic()
-  assert tool.call({"seconds": 5.0}, 0.1) == ("Error: f gave no result within 0.1 s and was abandoned", True)
-  assert time.monotonic() - start < 2
+  assert tool.call({"seconds": 600.0}, 0.1) == ("Error: f gave no result within 0.1 s and was abandoned", True)
+  assert time.monotonic() - start < 60
   assert tool.call({"seconds": 0.0}, 5) == ("done", False)

@@ -11,7 +11,7 @@ from qwen3_jax.sandbox.run import Limits, run_python
 from tests.sandbox.worker import Worker
 
 SHORT = Limits(seconds=3.0, memory_bytes=128 * 2**20, processes=16, output_bytes=100_000, file_bytes=2**20)
-BRIEF = dataclasses.replace(SHORT, seconds=0.25)
+BRIEF = dataclasses.replace(SHORT, seconds=1.0)
 
 
 @pytest.fixture(scope="session", params=["root", "user"] if os.geteuid() == 0 else ["user"])

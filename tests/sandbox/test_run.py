@@ -4,7 +4,6 @@ import dataclasses
 import subprocess
 import sys
 import textwrap
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,7 +16,7 @@ from tests.sandbox.worker import ROOT
 def test_prints(run):
   outcome = run("print('hello world')")
   assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", "hello world\n", "")
-  assert 0 < outcome.seconds < 3
+  assert 0 < outcome.seconds <= SHORT.seconds
 
 
 def test_stdin(run):
@@ -150,20 +149,6 @@ def _pair():
   """)
   with ThreadPoolExecutor(2) as pool:
     return [(outcome.status, outcome.stdout) for outcome in pool.map(lambda _: run_python(source), range(2))]
-
-
-def test_starts_quickly(call):
-  assert call(_fastest) < 0.25  # some 0.05 on an idle machine
-
-
-def _fastest():
-  run_python("")
-  times = []
-  for _ in range(5):
-    start = time.perf_counter()
-    assert run_python("").status == "ok"
-    times.append(time.perf_counter() - start)
-  return min(times)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Limits)])
