@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import rich.progress
 from rich.console import Console
 
+from qwen3_jax.number_text import duration
 from qwen3_jax.on_task import OnTask
-from qwen3_jax.progress import duration
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from qwen3_jax import progress as progress_module
-from qwen3_jax.progress import Progress, compact, duration
+from qwen3_jax.number_text import compact, duration
+from qwen3_jax.progress import Progress
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from qwen3_jax.data import workers as worker_pool
 from qwen3_jax.data.conversation import encode_conversation
@@ -36,6 +37,7 @@ from qwen3_jax.data.records import (
 from qwen3_jax.data.sources import Document, Source, SourceError, open_source
 from qwen3_jax.data.storage_error import Predictor, StorageError, described
 from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.task_progress import task_progress
 
 _MAX_SHARDS = 64  # unless asked for more
 _BATCH_CHARACTERS = 1 << 20  # text tokenised at once
@@ -133,9 +135,16 @@ def prepare(
       predictor=predictor,
     )
     missing = [shard for shard in range(shards) if not work.summary(shard).exists()]
-    worker_pool.run(work.write_shard, missing, workers=workers, progress=f"Preparing {source}" if progress else "")
+    console = Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False)
+    with task_progress(console) as on_task:
+      title = f"Preparing {source}"
+      on_task(title, 0, len(missing))
+      for done, _ in enumerate(worker_pool.run(work.write_shard, missing, workers=workers), 1):
+        on_task(title, done, len(missing))
     manifest = _manifest(output, plan, tokenizer, [work.summary(shard) for shard in range(shards)])
     write_manifest(output, manifest)
+    counted = f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens"
+    console.print(f"Prepared {source}: {counted}", markup=False)
     return manifest
 
 
@@ -168,8 +177,8 @@ class _Work:
   def summary(self, shard: int) -> Path:
     return self.output / _SUMMARIES / f"{shard:05d}.json"
 
-  def write_shard(self, shard: int) -> dict[str, int]:
-    """Writes one shard of both splits and returns its counts."""
+  def write_shard(self, shard: int) -> None:
+    """Writes one shard of both splits."""
     counts = Counter(documents=0, tokens=0, bytes=0, replaced=0)
     error = StorageError()
     with contextlib.ExitStack() as stack:
@@ -186,7 +195,6 @@ class _Work:
           counts.update(documents=1, tokens=len(tokens), bytes=len(text), replaced=document.replaced)
     stored = {} if self.predictor is None else {"storage_error": dataclasses.asdict(error)}
     _write_json(self.summary(shard), {**counts, **stored})
-    return {key: counts[key] for key in ("documents", "tokens")}
 
   def _encoded(self, batch: list[Document]) -> Iterator[tuple[list[int], np.ndarray | None]]:
     """Ids and loss mask of each document: of text, with the document end and no mask."""

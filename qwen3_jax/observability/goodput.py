@@ -12,8 +12,8 @@ import dataclasses
 import math
 from typing import Any
 
+from qwen3_jax.number_text import duration
 from qwen3_jax.observability.time_record import path_in
-from qwen3_jax.progress import duration
 from qwen3_jax.workdir import Workdir, read_json_lines
 
 PRODUCTIVE = ("steps", "rollouts")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.evaluation.confidence import Interval
-from qwen3_jax.progress import compact
+from qwen3_jax.number_text import compact
 from qwen3_jax.reporting.evaluations import EvaluationRecord
 from qwen3_jax.reporting.plots import Band, color, draw_band
 from qwen3_jax.reporting.run_record import visible

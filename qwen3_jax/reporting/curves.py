@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.progress import compact
+from qwen3_jax.number_text import compact
 from qwen3_jax.reporting.plots import Curve, color, draw, smooth
 from qwen3_jax.reporting.run_record import RunRecord, StageRecord, visible
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qwen3_jax.progress import duration
+from qwen3_jax.number_text import duration
 from qwen3_jax.reporting import lineage
 from qwen3_jax.reporting.numbers import MISSING, loss, number, percent
 from qwen3_jax.reporting.run_record import RunRecord, StageRecord, visible

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from qwen3_jax.progress import compact
+from qwen3_jax.number_text import compact
 from qwen3_jax.reporting.compute import pass_at_more
 from qwen3_jax.reporting.curves import percent, short, smoothed
 from qwen3_jax.reporting.plots import Band, Curve, color, draw

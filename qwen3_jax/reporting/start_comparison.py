@@ -14,7 +14,7 @@ from qwen3_jax.config import OF_STAGE
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.evaluation.confidence import wilson
-from qwen3_jax.progress import compact, duration
+from qwen3_jax.number_text import compact, duration
 from qwen3_jax.reporting import lineage
 from qwen3_jax.reporting.compute import Point, forward_flops, learning_curve, pass_at_more
 from qwen3_jax.reporting.numbers import MISSING, is_number, number, operations, percent

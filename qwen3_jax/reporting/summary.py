@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from qwen3_jax.models.config import ModelConfig
+from qwen3_jax.number_text import compact, duration
 from qwen3_jax.observability.goodput import Goodput, goodput
 from qwen3_jax.observability.goodput import summary as goodput_summary
-from qwen3_jax.progress import compact, duration
 from qwen3_jax.reporting.numbers import MISSING, is_number, loss, number, percent, perplexity
 from qwen3_jax.reporting.run_record import RunRecord, visible
 from qwen3_jax.reporting.table import Table

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from qwen3_jax.progress import duration
+from qwen3_jax.number_text import duration
 from qwen3_jax.reporting.curves import Plot, short
 from qwen3_jax.reporting.numbers import MISSING
 from qwen3_jax.reporting.page import markdown_table, markdown_text, template

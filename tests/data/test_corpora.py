@@ -45,10 +45,10 @@ def test_prepared_in_the_work_directory_once(material, tmp_path, capsys):
   written = {tokenizer.decode(opened.tokens(i)[:-1]) for i in range(len(opened))}
   assert written < set(texts(material)) and len(written) > 100
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arecord*")}
-  capsys.readouterr()
+  assert f"Prepared jsonl:{material.corpus}: " in capsys.readouterr().err
   assert prepare_corpora(config, tmp_path)[1] == corpora
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arecord*")} == before
-  assert "Preparing" not in "".join(capsys.readouterr())
+  assert "Prepared" not in "".join(capsys.readouterr())
 
 
 def test_cache_is_shared_by_runs_and_by_corpora_that_are_alike(material, tmp_path):

@@ -223,7 +223,7 @@ def test_the_command_trains_a_tokenizer_and_reports(tmp_path, standard_library):
   done = run("--train_tokenizer=512", "--domain=books")
   assert done.returncode == 0, done.stderr
   assert "12 documents" in done.stdout and "tokens per domain: books" in done.stdout
-  assert "12/12 shards" in done.stderr
+  assert done.stderr.startswith("Prepared text:")
   assert is_prepared(tmp_path / "out")
 
 
