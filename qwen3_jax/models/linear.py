@@ -61,12 +61,15 @@ def _backward(names, residuals, gradient):
 linear.defvjp(_forward, _backward)
 
 
+_LARGE = 2**15  # elements of a matrix
+
+
 # The TPU compiler keeps the layout of inputs with several axes, and copies outputs that have them.
 
 
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
   """x [B, T, *I] times matrix [I, *O] -> [B, T, *O]"""
-  if x.shape[1] == 1:  # decoding
+  if x.shape[1] == 1 and matrix.size >= _LARGE:  # decoding
     y = jax.lax.platform_dependent(x, matrix, cpu=_product_of_few, default=_product_of_many)
   else:
     y = _product_of_many(x, matrix)
@@ -80,10 +83,10 @@ def _product_of_many(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def _product_of_few(x: jax.Array, matrix: jax.Array) -> jax.Array:
-  """The same for T = 1 on a CPU, with x in transposed order.
+  """The same for T = 1 and a large matrix on a CPU, with x in transposed order.
 
-  XLA gives a product in the usual order to YNNPACK, which packs the matrix first: that takes longer than to multiply a
-  few rows. This one it gives to Eigen, which takes the matrix as it lies.
+  XLA gives a product in the usual order to YNNPACK, which packs the matrix first: if large, that takes longer than to
+  multiply a few rows. This one it gives to Eigen, which takes the matrix as it lies, and twice as long if it is small.
   """
   transposed = jax.lax.optimization_barrier(x.reshape(x.shape[0], -1).T)
   return jax.lax.dot_general(transposed, matrix.reshape(matrix.shape[0], -1), (((0,), (0,)), ((), ())))[:, None]

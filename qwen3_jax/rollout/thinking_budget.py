@@ -6,6 +6,7 @@ Qwen3 report, section 4.3: at the limit thinking is halted, a sentence closes it
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ class ThinkingTokens(NamedTuple):
   turn: int = -1  # what every turn of a conversation opens with
 
   @classmethod
+  @functools.lru_cache(maxsize=8)
   def of(cls, tokenizer: Tokenizer) -> ThinkingTokens:
     names = tokenizer.special_tokens
     if "<think>" not in names or "</think>" not in names:

@@ -4,14 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+from qwen3_jax.models import linear as module
 from qwen3_jax.models.linear import linear
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("tokens, large", [(1, 0), (1, 2**15), (5, 0)])
 @pytest.mark.parametrize(
   "inputs, outputs, names", [((12,), (3, 4), ("embed", "heads", None)), ((3, 4), (12,), ("heads", "embed"))]
 )
-def test_product_and_gradients_are_those_of_float64(tokens, inputs, outputs, names):
+def test_product_and_gradients_are_those_of_float64(tokens, large, inputs, outputs, names, monkeypatch):
+  monkeypatch.setattr(module, "_LARGE", large)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(6, tokens, *inputs)).astype(np.float32)
   matrix = rng.normal(size=(12, *outputs)).astype(np.float32)
