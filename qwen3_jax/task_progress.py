@@ -26,7 +26,9 @@ def task_progress(console: Console | None = None, line_seconds: float = 10.0) ->
     yield _Lines(console, line_seconds)
     return
   columns = (rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(), rich.progress.TimeRemainingColumn())
-  with rich.progress.Progress(rich.progress.TextColumn("{task.description}"), *columns, console=console) as bars:
+  with rich.progress.Progress(
+    rich.progress.TextColumn("{task.description}", markup=False), *columns, console=console
+  ) as bars:
     ids: dict[str, rich.progress.TaskID] = {}
 
     def show(task: str, done: int, total: int) -> None:

@@ -8,10 +8,10 @@ import threading
 import time
 
 import pytest
+from clock import Clock
 from rich.console import Console
 
 from qwen3_jax import progress as progress_module
-from qwen3_jax.number_text import compact, duration
 from qwen3_jax.progress import Progress
 
 
@@ -54,21 +54,21 @@ def test_unknown_figures_are_not_shown(pipe):
 
 
 def test_time_left_follows_the_speed_of_this_run(pipe, monkeypatch):
-  clock = [0.0]
-  monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+  clock = Clock()
+  monkeypatch.setattr(progress_module, "time", clock)
   progress = Progress("s1", 1000, 400, line_seconds=0.0, console=pipe)  # not entered: no thread reads the clock
   for step in range(401, 501):
-    clock[0] += 2.0
+    clock.sleep(2.0)
     progress.update(step, loss=1.0)
   assert _lines(pipe)[-1].endswith("16m 40s left")  # 500 steps of 2 s
 
 
 def test_time_left_of_the_whole_run(pipe, monkeypatch):
-  clock = [0.0]
-  monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+  clock = Clock()
+  monkeypatch.setattr(progress_module, "time", clock)
   progress = Progress("s1", 1000, 400, line_seconds=0.0, later=3.0, console=pipe)
   for step in range(401, 501):
-    clock[0] += 2.0
+    clock.sleep(2.0)
     progress.update(step, loss=1.0)
   # 500 steps of 2 s, and what follows costs three times the 1000 steps of this stage.
   assert _lines(pipe)[-1].endswith("16m 40s left, about 1h 56m in all")
@@ -156,28 +156,3 @@ def test_the_watchdog_ends_with_the_stage(pipe):
 
 def _watchdogs() -> int:
   return sum(thread.name == "progress of s1" for thread in threading.enumerate())
-
-
-@pytest.mark.parametrize(
-  ("number", "text"),
-  [
-    (0, "0"),
-    (12.345, "12.3"),
-    (999.4, "999"),
-    (999.6, "1k"),
-    (12_345, "12.3k"),
-    (999_400, "999k"),
-    (999_960, "1M"),
-    (3.6e13, "36T"),
-    (1.2e16, "12000T"),
-  ],
-)
-def test_compact(number, text):
-  assert compact(number) == text
-
-
-@pytest.mark.parametrize(
-  ("seconds", "text"), [(0.34, "0.3s"), (42.4, "42s"), (59.9, "1m 00s"), (3_725, "1h 02m"), (200_000, "2d 7h")]
-)
-def test_duration(seconds, text):
-  assert duration(seconds) == text

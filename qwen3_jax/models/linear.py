@@ -14,6 +14,8 @@ from kernels.ordering import after
 from qwen3_jax.models.remat import GATHERED
 from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes
 
+_LARGE = 2**15  # elements of a matrix that a CPU multiplies by few rows in another way
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: jax.Array, matrix: jax.Array, names: tuple[str, ...]) -> jax.Array:
@@ -59,9 +61,6 @@ def _backward(names, residuals, gradient):
 
 
 linear.defvjp(_forward, _backward)
-
-
-_LARGE = 2**15  # elements of a matrix
 
 
 # The TPU compiler keeps the layout of inputs with several axes, and copies outputs that have them.

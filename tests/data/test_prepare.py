@@ -1,5 +1,6 @@
 """Preparation: what is written, counted and refused, and that killed work ends with the same files."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen3_jax.data import prepare as module
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.prepare import fingerprint, is_prepared, prepare
 from qwen3_jax.data.prepared import PreparedCorpus
@@ -223,8 +225,18 @@ def test_the_command_trains_a_tokenizer_and_reports(tmp_path, standard_library):
   done = run("--train_tokenizer=512", "--domain=books")
   assert done.returncode == 0, done.stderr
   assert "12 documents" in done.stdout and "tokens per domain: books" in done.stdout
-  assert done.stderr.startswith("Prepared text:")
+  assert done.stderr.startswith(f"Prepared text:{tmp_path}/*.txt: 12 documents, ")
   assert is_prepared(tmp_path / "out")
+
+
+def test_every_shard_counts_as_progress(small, tmp_path, standard_library, monkeypatch):
+  shown = []
+  monkeypatch.setattr(module, "task_progress", lambda console: contextlib.nullcontext(lambda *told: shown.append(told)))
+  for i, text in enumerate(standard_library[:3]):
+    (tmp_path / f"{i}.txt").write_text(text)
+  source = f"text:{tmp_path}/*.txt"
+  prepare(source, tmp_path / "out", small, workers=1)
+  assert shown == [(f"Preparing {source}", done, 3) for done in range(4)]
 
 
 def test_conversations_keep_their_loss_masks(small, tmp_path):
