@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -116,7 +116,7 @@ def partition_spec(names: Sequence[str], rules: Mapping[str, tuple[str, ...]] | 
 
 def array_spec(names: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
   """PartitionSpec of a parameter, or of a slice of one; an axis that its mesh axes do not divide stays whole."""
-  return _divisible(partition_spec(names), shape, mesh)
+  return _splitting(partition_spec(names), shape, mesh)
 
 
 def entry_axes(entry: Any) -> tuple[str, ...]:
@@ -124,11 +124,14 @@ def entry_axes(entry: Any) -> tuple[str, ...]:
   return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _divisible(spec: P, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-  """`spec` without the last mesh axes of an array axis that they do not divide."""
+def _splitting(spec: P, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+  """`spec` without mesh axes of one device, and without the last of an array axis that they do not divide.
+
+  Over an axis of one device there is nothing to exchange, but a CPU would copy the array for it.
+  """
   entries: list[Any] = []
   for entry, size in zip(spec, shape):
-    axes = entry_axes(entry)
+    axes = tuple(axis for axis in entry_axes(entry) if mesh.shape[axis] > 1)
     while axes and size % math.prod(mesh.shape[axis] for axis in axes):
       axes = axes[:-1]
     entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
@@ -184,7 +187,7 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     return x
   # An activation's hidden axis stays whole: its batch axis already uses fsdp.
   spec = partition_spec(names, {**_rules.get(), "embed": ()})
-  return jax.lax.with_sharding_constraint(x, _divisible(spec, x.shape, mesh))
+  return jax.lax.with_sharding_constraint(x, _splitting(spec, x.shape, mesh))
 
 
 def row_major(parameter: jax.Array, *names: str) -> jax.Array:
@@ -198,4 +201,22 @@ def row_major(parameter: jax.Array, *names: str) -> jax.Array:
   spec = array_spec(names, parameter.shape, mesh)
   pin = lambda shard: with_layout_constraint(shard, Layout(tuple(range(shard.ndim))))
   # The constraint knows nothing of sharding: outside shard_map XLA would gather the parameter for it.
-  return jax.shard_map(pin, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(parameter)
+  return on_shards(pin, mesh, in_specs=spec, out_specs=spec)(parameter)
+
+
+def on_shards(function: Callable, mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any) -> Callable:
+  """`function` of each device's shards.
+
+  The derivative by an array is summed over mesh axes that its spec does not name. So those of one device are named:
+  there is nothing to sum, but a CPU would copy the array.
+  """
+  alone = [axis for axis in mesh.axis_names if mesh.shape[axis] == 1]
+
+  def naming(spec: P) -> P:
+    if not len(spec):
+      return spec
+    others = [axis for axis in alone if not any(axis in entry_axes(entry) for entry in spec)]
+    return P((*entry_axes(spec[0]), *others), *spec[1:])
+
+  in_specs = jax.tree.map(naming, in_specs, is_leaf=lambda x: isinstance(x, P))
+  return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -10,7 +10,7 @@ import numpy as np
 from qwen3_jax.batch import Batch, Teachers
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rl.asking import Asker, entropy, summary
+from qwen3_jax.rl.asking import Asker, summary
 from qwen3_jax.rl.collector import Collected
 from qwen3_jax.rl.experience import experience
 from qwen3_jax.rl.modes import in_random_modes, mode_of
@@ -52,7 +52,7 @@ class StudentCollector:
     metrics = summary(asked, groups)
     if len(self.teachers) > 1:
       metrics |= {f"share/{name}": float(np.mean(chosen == i)) for i, name in enumerate(self.teachers)}
-    return Collected(dataclasses.replace(batch, rollout=None, teachers=Teachers(choice)), metrics, entropy(answers))
+    return Collected(dataclasses.replace(batch, rollout=None, teachers=Teachers(choice)), metrics)
 
   def teacher_of(self, problem: Problem) -> int:
     """The number of the teacher whose predictions answers to a problem learn from."""

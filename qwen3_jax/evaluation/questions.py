@@ -14,7 +14,7 @@ from qwen3_jax.rollout.engine import Engine
 from qwen3_jax.rollout.generate import context_length, end_ids, fitting_settings, longest_sequence, make_engine
 from qwen3_jax.rollout.request import Request, Result
 from qwen3_jax.rollout.sampling import NOT_THINKING, THINKING, SamplingParams
-from qwen3_jax.rollout.thinking_budget import INSIDE, ThinkingTokens
+from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,5 @@ def _answered(tokenizer: Tokenizer, ids: ThinkingTokens, prompt: list[int], resu
   found = completion(tokenizer, ids, prompt, result)
   header = next((i for i in reversed(range(len(prompt))) if prompt[i] == ids.turn), len(prompt))
   opening = tokenizer.decode(prompt[header:], skip_special=True).partition("\n")[2]
-  phase, thinking = ids.phase(prompt), 0
-  for token, sampled in zip(result.tokens, result.sampled):
-    before, phase = phase, ids.following(phase, token)
-    thinking += sampled and before == phase == INSIDE
-  return Answered(opening + found.text, found, thinking)
+  where = ids.thinking(ids.phase(prompt), result.tokens)
+  return Answered(opening + found.text, found, 0 if where is None else sum(result.sampled[where]))

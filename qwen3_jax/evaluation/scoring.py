@@ -17,7 +17,7 @@ from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.transformer import Parameters, Transformer, from_parameters, parameters
 from qwen3_jax.rollout.decoding_mesh import mesh_of
 from qwen3_jax.rollout.generate import context_length
-from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh, batch_shards, entry_axes
+from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh, batch_shards, entry_axes, on_shards
 
 BATCH_TOKENS = 4096  # of a batch, unless one sequence has more
 _SHORTEST = 32  # of the buckets of lengths
@@ -121,10 +121,9 @@ def _statistics(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> Token
     return token_statistics(hidden, head, targets, 1.0, None)
   spec = array_spec(("embed", "vocab"), head.shape, mesh)
   embed, vocabulary = spec
-  vocabulary_axis = vocabulary if mesh.shape["tensor"] > 1 else None
 
   def local(hidden, head, targets):
-    return token_statistics(hidden, gathered(head, entry_axes(embed)), targets, 1.0, vocabulary_axis)
+    return token_statistics(hidden, gathered(head, entry_axes(embed)), targets, 1.0, vocabulary)
 
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=(TOKENS, spec, TOKENS), out_specs=TOKENS, check_vma=False)
+  mapped = on_shards(local, mesh, in_specs=(TOKENS, spec, TOKENS), out_specs=TOKENS)
   return mapped(hidden, head, targets)

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from kernels.flash_attention import api
-from qwen3_jax.sharding import BATCH_AXES, TOKENS, batch_mesh
+from qwen3_jax.sharding import BATCH_AXES, TOKENS, batch_mesh, on_shards
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -30,7 +30,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.
     key, value = jnp.repeat(key, copies, axis=2), jnp.repeat(value, copies, axis=2)
   heads = P(BATCH_AXES, "context", "tensor", None)
   local = api.attention if mesh.shape["context"] == 1 else functools.partial(_attend_gathered, mesh.shape["context"])
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=(heads, heads, heads, TOKENS), out_specs=heads, check_vma=False)
+  mapped = on_shards(local, mesh, in_specs=(heads, heads, heads, TOKENS), out_specs=heads)
   return mapped(query, key, value, segment_ids)
 
 
@@ -88,4 +88,4 @@ def _swap_on_odd_shards(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _mapped(mesh: AbstractMesh, local, x: jax.Array) -> jax.Array:
-  return jax.shard_map(local, mesh=mesh, in_specs=TOKENS, out_specs=TOKENS, check_vma=False)(x)
+  return on_shards(local, mesh, in_specs=TOKENS, out_specs=TOKENS)(x)

@@ -9,7 +9,7 @@ from flax import nnx
 from kernels.collectives import all_gather
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.parts import normal_parameter
-from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh, entry_axes
+from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh, entry_axes, on_shards
 
 _AXES = ("vocab", "embed")
 
@@ -31,7 +31,7 @@ class Embedding(nnx.Module):
       """Every shard looks up its columns for the tokens of all: what moves is activations, never the table."""
       if spec[1]:
         tokens = all_gather(tokens, entry_axes(spec[1]), 0).reshape(-1, *tokens.shape)  # [shards, b, t]
-      if spec[0] and mesh.shape["tensor"] > 1:
+      if spec[0]:
         row = tokens - jax.lax.axis_index("tensor") * table.shape[0]
         here = (row >= 0) & (row < table.shape[0])
         x = jnp.take(table, jnp.clip(row, 0, table.shape[0] - 1), axis=0)
@@ -43,7 +43,7 @@ class Embedding(nnx.Module):
         x = jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1)
       return x
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(spec, TOKENS), out_specs=TOKENS, check_vma=False)(table, tokens)
+    return on_shards(local, mesh, in_specs=(spec, TOKENS), out_specs=TOKENS)(table, tokens)
 
 
 class Head(nnx.Module):

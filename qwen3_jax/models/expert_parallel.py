@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kernels.collectives import all_gather
+from kernels.collectives import all_gather, reduce_scatter
 from kernels.expert_dispatch.api import GROUP, combine, permute
 from kernels.grouped_matmul.api import gated as grouped_gated
 from kernels.grouped_matmul.api import grouped_matmul
 from qwen3_jax.models.config import ModelConfig
 from qwen3_jax.models.remat import GATHERED, keeps_feed_forward
-from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh, entry_axes
+from qwen3_jax.sharding import TOKENS, array_spec, batch_mesh, entry_axes, on_shards
 
 AXIS = "expert"
 UNBALANCED = "unbalanced_router"  # scope of what runs only when a shard gets more rows than its buffer holds
@@ -63,9 +63,7 @@ def expert_feed_forward(config: ModelConfig, x, weights, experts, gate, up, down
     return jax.lax.psum(y, "tensor") if "tensor" in (*entry_axes(into[0]), *entry_axes(into[2])) else y
 
   specs = (TOKENS, TOKENS, TOKENS, into, into, out_of)
-  return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=TOKENS, check_vma=False)(
-    x, weights, experts, gate, up, down
-  )
+  return on_shards(local, mesh, in_specs=specs, out_specs=TOKENS)(x, weights, experts, gate, up, down)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,9 +281,9 @@ def _pipeline(compute, carry, sent, choices, kept):
 
 def _gathered(tree, dimension: int = 0):
   """[..., n, ...] of each shard -> [..., P n, ...]."""
-  return jax.tree.map(lambda a: jax.lax.all_gather(a, AXIS, axis=dimension, tiled=True), tree)
+  return jax.tree.map(lambda a: all_gather(a, (AXIS,), dimension), tree)
 
 
 def _scattered(tree):
   """[P n, ...] of each shard, summed -> [n, ...]."""
-  return jax.tree.map(lambda a: jax.lax.psum_scatter(a, AXIS, scatter_dimension=0, tiled=True), tree)
+  return jax.tree.map(lambda a: reduce_scatter(a, (AXIS,), 0), tree)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from kernels.collectives import all_gather, reduce_scatter
 from kernels.ordering import after
 from qwen3_jax.models.remat import GATHERED
-from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes
+from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes, on_shards
 
 _LARGE = 2**15  # elements of a matrix that a CPU multiplies by few rows in another way
 
@@ -50,13 +50,14 @@ def _backward(names, residuals, gradient):
     x_gradient = _input_gradient(matrix, after(gradient, total), x.shape[2:])
     if "tensor" in kept[1:]:
       x_gradient = jax.lax.psum(x_gradient, "tensor")
-    for dimension, axes in enumerate(_token_axes(spec, mesh)):
+    for dimension, axes in enumerate(_token_axes(spec)):
       total = reduce_scatter(total, axes, dimension)
     split = {axis for entry in spec for axis in entry_axes(entry)}
-    return x_gradient, jax.lax.psum(total, tuple(axis for axis in TOKEN_AXES if axis not in split))
+    others = tuple(axis for axis in TOKEN_AXES if axis not in split and mesh.shape[axis] > 1)
+    return x_gradient, jax.lax.psum(total, others) if others else total
 
   into, out_of = P(*TOKENS, *kept[:1]), P(*TOKENS, *kept[1:])
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=(into, kept, out_of), out_specs=(into, spec), check_vma=False)
+  mapped = on_shards(local, mesh, in_specs=(into, kept, out_of), out_specs=(into, spec))
   return mapped(x, matrix, gradient)
 
 
@@ -110,7 +111,7 @@ def _flat(gradient: jax.Array) -> jax.Array:
 
 def _gathered(matrix: jax.Array, spec: P, mesh: AbstractMesh) -> jax.Array:
   """The matrix whole on every shard of tokens, still split over `tensor`."""
-  token_axes = _token_axes(spec, mesh)
+  token_axes = _token_axes(spec)
   if not any(token_axes):
     return matrix
 
@@ -119,12 +120,12 @@ def _gathered(matrix: jax.Array, spec: P, mesh: AbstractMesh) -> jax.Array:
       matrix = all_gather(matrix, axes, dimension)
     return matrix
 
-  return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=_without_tokens(spec), check_vma=False)(matrix)
+  return on_shards(local, mesh, in_specs=spec, out_specs=_without_tokens(spec))(matrix)
 
 
-def _token_axes(spec: P, mesh: AbstractMesh) -> list[tuple[str, ...]]:
+def _token_axes(spec: P) -> list[tuple[str, ...]]:
   """Of each axis of an array, the mesh axes that split tokens and split it, too."""
-  return [tuple(a for a in entry_axes(entry) if a in TOKEN_AXES and mesh.shape[a] > 1) for entry in spec]
+  return [tuple(axis for axis in entry_axes(entry) if axis in TOKEN_AXES) for entry in spec]
 
 
 def _without_tokens(spec: P) -> P:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from kernels.linear_cross_entropy import api
 from kernels.linear_cross_entropy.head import gathered
-from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes
+from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes, on_shards
 
 
 def token_loss(
@@ -91,10 +91,7 @@ def _on_own_tokens(
     return local(hidden, head, *others)
   spec = array_spec(("embed", "vocab"), head.shape, mesh)
   embed, vocabulary = spec
-  split = {
-    "embed_axes": entry_axes(embed),
-    "vocabulary_axis": vocabulary if mesh.shape["tensor"] > 1 else None,
-  }
+  split = {"embed_axes": entry_axes(embed), "vocabulary_axis": vocabulary}
 
   def of_device(*arrays):
     found = local(*arrays, **split)
@@ -102,5 +99,5 @@ def _on_own_tokens(
 
   in_specs = (TOKENS, spec, *(specs or (TOKENS,) * len(others)))
   out_specs = P() if summed else TOKENS
-  mapped = jax.shard_map(of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+  mapped = on_shards(of_device, mesh, in_specs=in_specs, out_specs=out_specs)
   return mapped(hidden, head, *others)

@@ -34,6 +34,13 @@ class Answer:
   score: float  # the verifier's, 0..1
   thinking_tokens: int
 
+  @classmethod
+  def of(cls, ids: ThinkingTokens, trajectory: Trajectory) -> Answer:
+    """The answer that a trajectory is; its thinking is that of the first turn."""
+    score = float(trajectory.infos[-1].get("score", 0.0)) if trajectory.infos else 0.0
+    thinking = ids.thinking(ids.phase(trajectory.prompt), trajectory.tokens)
+    return cls(trajectory, score, 0 if thinking is None else thinking.stop - thinking.start)
+
   @property
   def right(self) -> bool:
     return self.score >= 1.0
@@ -93,18 +100,8 @@ class Asker:
       seeds=seeds,
     )
     ids = ThinkingTokens.of(self.tokenizer)
-    answers = [
-      Answer(trajectory, _score(trajectory), thinking_tokens(ids, trajectory.tokens)) for trajectory in trajectories
-    ]
+    answers = [Answer.of(ids, trajectory) for trajectory in trajectories]
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
-
-
-def thinking_tokens(ids: ThinkingTokens, tokens: Sequence[int]) -> int:
-  """Tokens between <think> and </think>, or the end where it is not closed; 0 without thinking."""
-  if ids.end in tokens:
-    start = tokens.index(ids.start) + 1 if ids.start in tokens else 0
-    return max(tokens.index(ids.end) - start, 0)
-  return len(tokens) - tokens.index(ids.start) - 1 if ids.start in tokens else 0
 
 
 def summary(problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
@@ -156,7 +153,3 @@ def entropy(answers: Sequence[Answer]) -> float:
   of = lambda trajectory: [-p for p, sampled in zip(trajectory.log_probabilities, trajectory.sampled) if sampled]
   found = [value for answer in answers for value in of(answer.trajectory)]
   return float(np.mean(found)) if found else 0.0
-
-
-def _score(trajectory: Trajectory) -> float:
-  return float(trajectory.infos[-1].get("score", 0.0)) if trajectory.infos else 0.0

@@ -11,7 +11,7 @@ from qwen3_jax.batch import Batch
 from qwen3_jax.models.transformer import Parameters
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rl.advantages import group_advantages, overlong_penalty, zero_variance
-from qwen3_jax.rl.asking import Answer, Asker, entropy, summary
+from qwen3_jax.rl.asking import Answer, Asker, summary
 from qwen3_jax.rl.experience import experience
 from qwen3_jax.rl.modes import in_random_modes
 from qwen3_jax.rl.problem_order import ProblemOrder
@@ -22,7 +22,11 @@ from qwen3_jax.rollout.request import derived_seed
 class Collected:
   batch: Batch  # numpy, one row for each answer
   metrics: dict[str, float]
-  entropy: float  # of all answers, nats a token
+
+  @property
+  def entropy(self) -> float:
+    """Of all answers, nats a token."""
+    return self.metrics["rollout_entropy"]
 
 
 @dataclasses.dataclass
@@ -80,7 +84,7 @@ class Collector:
       "zero_variance": 1.0 - len(useful) / len(groups),
       "waves": wave + 1.0,
     }
-    return Collected(batch, metrics, entropy([answer for group in groups for answer in group]))
+    return Collected(batch, metrics)
 
   def _rewards(self, answers: list[Answer]) -> np.ndarray:
     rewards = np.asarray([answer.trajectory.reward for answer in answers], np.float64)

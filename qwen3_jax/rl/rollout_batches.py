@@ -149,7 +149,7 @@ class RolloutBatches:
       "metrics": self._metrics,
       "terms": self._terms.get_state(),
       "order": self._collector.order.get_state(),
-      "next": None if pending is None else {"metrics": pending.metrics, "entropy": pending.entropy},
+      "next": None if pending is None else pending.metrics,
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ class RolloutBatches:
     if state["next"] is not None:
       self._next = Future()
       batch = load_batch(self._file(self._number + 1, "next"))
-      self._next.set_result(Collected(batch, state["next"]["metrics"], state["next"]["entropy"]))
+      self._next.set_result(Collected(batch, state["next"]))
 
   def _file(self, number: int, kind: str) -> Path:
     return self._folder / f"{number:08d}.{kind}.npz"

@@ -15,7 +15,7 @@ from kernels.paged_attention import api as paged
 from kernels.paged_attention.pages import Pages
 from qwen3_jax.models.cached import Place
 from qwen3_jax.models.config import ModelConfig
-from qwen3_jax.sharding import BATCH_AXES, current_mesh
+from qwen3_jax.sharding import BATCH_AXES, current_mesh, on_shards
 
 _HIDDEN = -1e30
 _ROWS, _HEADS = P(BATCH_AXES), P(BATCH_AXES, None, "tensor")  # of arrays [B, ...] and [B, T, heads, H]
@@ -65,7 +65,7 @@ class DenseCache:
     mesh = current_mesh()
     if mesh is not None:
       specs = (CACHE_SPEC, _ROWS, _ROWS)
-      copy = jax.shard_map(copy, mesh=mesh, in_specs=specs, out_specs=CACHE_SPEC, check_vma=False)
+      copy = on_shards(copy, mesh, in_specs=specs, out_specs=CACHE_SPEC)
     return copy(self, sources, targets)
 
   def cleared(self, slot: jax.Array) -> DenseCache:
@@ -80,9 +80,7 @@ class DenseCache:
       slots = None if place.slots is None else _ROWS
       specs = (CACHE_SPEC, CACHE_SPEC, slots, _ROWS, _ROWS, _HEADS, _HEADS, _HEADS)
       out = (_HEADS, CACHE_SPEC, CACHE_SPEC)
-      attend = jax.shard_map(
-        functools.partial(_dense_attend, local=True), mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
-      )
+      attend = on_shards(functools.partial(_dense_attend, local=True), mesh, in_specs=specs, out_specs=out)
     attended, keys, values = attend(*arguments)
     put = lambda old, new: (*old[:layer], new, *old[layer + 1 :])
     return attended, DenseCache(put(self.keys, keys), put(self.values, values))
@@ -132,7 +130,7 @@ class PagedCache:
     mesh = current_mesh()
     if mesh is None:
       return function(*arguments)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*arguments)
+    return on_shards(function, mesh, in_specs=specs, out_specs=out)(*arguments)
 
   def copied(self, sources: jax.Array, targets: jax.Array) -> PagedCache:
     """With pages `targets` int32 [shards, A], in all layers, holding what `sources` hold; negative ones are ignored."""

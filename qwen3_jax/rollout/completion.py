@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.rollout.request import FinishReason, Result
-from qwen3_jax.rollout.thinking_budget import AFTER, INSIDE, ThinkingTokens
+from qwen3_jax.rollout.thinking_budget import ThinkingTokens
 
 ThinkingEnd = Literal["none", "closed", "budget", "unclosed"]
 
@@ -32,35 +33,29 @@ def completion(
 ) -> Completion:
   """The text of a result whose prompt was `prompt`."""
   assert result.finish_reason is not None
-  phase = ids.phase(prompt)
-  opened = phase == INSIDE
-  thinking: list[int] = []
-  response: list[int] = []
-  for token, sampled in zip(result.tokens, result.sampled):
-    before, phase = phase, ids.following(phase, token)
-    if before != phase:
-      if not opened and phase == AFTER:  # a template that opened the thinking out of sight
-        thinking, response = response, []
-      opened = True
-    elif phase == INSIDE:
-      thinking.append(token)
-    elif sampled:  # the sentence's end, after </think>, is no part of the response
-      response.append(token)
+  tokens, sampled = result.tokens, result.sampled
+  where = ids.thinking(ids.phase(prompt), tokens)
   ending: ThinkingEnd = "none"
-  if opened:
-    ending = "unclosed" if phase == INSIDE else "budget" if result.thinking_halted else "closed"
+  thinking, response = [], tokens
+  if where is not None:
+    closed = where.stop < len(tokens)
+    ending = "unclosed" if not closed else "budget" if result.thinking_halted else "closed"
+    thinking = tokens[where]
+    # The inserted sentence's end, after </think>, is no part of the response.
+    written = itertools.compress(tokens[where.stop + 1 :], sampled[where.stop + 1 :])
+    response = [*tokens[: max(where.start - 1, 0)], *written]
   # A model may have more rows than its tokenizer has tokens: they stand for nothing.
   V = tokenizer.vocab_size
   decode = lambda tokens: _before(tokenizer.decode([t for t in tokens if t < V], skip_special=True), stop)
-  text = decode(result.tokens)
+  text = decode(tokens)
   return Completion(
     text=text,
     thinking=decode(thinking).strip("\n"),
-    response=(decode(response) if len(response) < len(result.tokens) else text).lstrip("\n"),
-    token_ids=result.tokens,
+    response=(text if response is tokens else decode(response)).lstrip("\n"),
+    token_ids=tokens,
     logprobs=result.log_probabilities,
     sampling_logprobs=result.sampling_log_probabilities,
-    sampled=result.sampled,
+    sampled=sampled,
     finish_reason=result.finish_reason,
     thinking_end=ending,
   )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -52,6 +53,20 @@ class ThinkingTokens(NamedTuple):
       if token in (self.start, self.end, self.turn):
         return {self.start: INSIDE, self.end: AFTER}.get(token, BEFORE)
     return BEFORE
+
+  def thinking(self, phase: int, tokens: Sequence[int]) -> slice | None:
+    """Which tokens of an answer that starts in `phase` are its thinking, tags left out; None: it does not think.
+
+    Thinking that nothing closes goes to the end. Closed thinking that nothing opened was opened out of sight, by a
+    template: it goes from the start.
+    """
+    if phase == AFTER:
+      return None
+    closed = self.end in tokens
+    end = tokens.index(self.end) if closed else len(tokens)
+    if phase == BEFORE and self.start in tokens[:end]:
+      return slice(tokens.index(self.start) + 1, end)
+    return slice(0, end) if closed or phase == INSIDE else None
 
 
 @jax.tree_util.register_dataclass

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen3_jax.problems.problem import Problem
-from qwen3_jax.rl.asking import Answer, by_thinking_length, summary, thinking_tokens
+from qwen3_jax.rl.asking import Answer, by_thinking_length, summary
 from qwen3_jax.rl.collector import Collector
 from qwen3_jax.rl.problem_order import ProblemOrder
 from qwen3_jax.rollout.multi_turn import Trajectory
@@ -115,12 +115,16 @@ def test_answers_whose_environment_failed_do_not_count():
   assert collected.metrics["broken"] == pytest.approx(1 / 3)
 
 
-def test_thinking_is_counted_in_tokens():
-  ids = ThinkingTokens(start=100, end=101, sentence=(1,))
-  assert thinking_tokens(ids, [100, 5, 6, 101, 7]) == 2
-  assert thinking_tokens(ids, [5, 6, 7, 101, 7]) == 3  # opened by the prompt
-  assert thinking_tokens(ids, [100, 5, 6]) == 2
-  assert thinking_tokens(ids, [5, 6]) == 0
+def test_an_answer_has_the_score_and_the_thinking_of_its_trajectory():
+  ids = ThinkingTokens(start=100, end=101, sentence=(1,), turn=102)
+  of = lambda prompt, tokens, **fields: Answer.of(ids, Trajectory(prompt=prompt, tokens=tokens, **fields))
+  assert of([102, 5], [100, 5, 6, 101, 7]).thinking_tokens == 2
+  assert of([102, 5], [5, 6, 7, 101, 7]).thinking_tokens == 3  # opened out of sight
+  assert of([102, 5], [100, 5, 6]).thinking_tokens == 2
+  assert of([102, 5], [5, 6]).thinking_tokens == 0
+  assert of([102, 100], [5, 6]).thinking_tokens == 2
+  assert of([102, 100, 101], [5, 6]).thinking_tokens == 0
+  assert of([], []).score == 0 and of([1], [2], infos=[{}, {"score": 1}]).right
 
 
 def test_summary():

@@ -1,5 +1,6 @@
 """The public function, on a real tokenizer."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -62,6 +63,10 @@ def test_on_a_mesh(golden, tokenizer, model):
   expected = parameter_shardings(config, mesh)["layers"]["attention"]["query"]
   assert query.sharding.spec[1] == "tensor" and query.sharding.spec[0] is None
   assert expected.spec[1] is not None  # in training, split by its hidden axis
+  from_host = engine._programs.layout(jax.device_get(params))
+  for here, there in zip(jax.tree.leaves(engine._params), jax.tree.leaves(from_host), strict=True):
+    assert here.sharding.is_equivalent_to(there.sharding, here.ndim)
+    np.testing.assert_array_equal(here, there)
 
 
 def test_without_thinking(tokenizer):

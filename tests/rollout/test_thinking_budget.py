@@ -123,6 +123,28 @@ def test_phase(script):
   assert ThinkingTokens().phase([5, -1]) == BEFORE
 
 
+@pytest.mark.parametrize(
+  "phase, tokens, expected",
+  [
+    (BEFORE, [100, 5, 6, 101, 7], [5, 6]),
+    (BEFORE, [4, 100, 5, 6, 101, 7, 100, 8, 101], [5, 6]),
+    (BEFORE, [100, 5, 6], [5, 6]),
+    (BEFORE, [5, 6, 7, 101, 7], [5, 6, 7]),  # opened out of sight
+    (BEFORE, [5, 101, 100, 6], [5]),
+    (BEFORE, [5, 6], None),
+    (BEFORE, [], None),
+    (INSIDE, [5, 100, 6, 101, 7], [5, 100, 6]),
+    (INSIDE, [5, 6], [5, 6]),
+    (INSIDE, [101, 7], []),
+    (AFTER, [5, 100, 6, 101], None),
+  ],
+)
+def test_thinking_of_an_answer(phase, tokens, expected):
+  where = ThinkingTokens(start=100, end=101, sentence=(1,)).thinking(phase, tokens)
+  assert (where if where is None else tokens[where]) == expected
+  assert ThinkingTokens().thinking(BEFORE, tokens) is None
+
+
 def test_a_context_that_ends_within_the_sentence(script):
   engine = Engine(CONFIG, EngineSettings(slots=1, max_length=12), thinking=script.ids)
   engine.update(script.params)
