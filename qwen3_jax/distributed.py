@@ -28,6 +28,8 @@ _FAREWELL_SECONDS = 3.0  # process 0 holds the store: it leaves once the others 
 _LOST = re.compile(r"Gloo .* failed|[Cc]oordination service|Socket closed|heartbeat")
 _CONTINUES = ". The same command continues from the last checkpoint."
 _HOUR_MS = 3_600_000
+_PART = 1 << 20  # characters: messages to the store are of a few megabytes at most
+_KEPT = 16  # results that others may still have to read
 _calls = itertools.count()
 _leaving = threading.Event()
 
@@ -114,12 +116,28 @@ def on_first_process(work: Callable[[], _T]) -> _T:
   """
   if jax.process_count() == 1:
     return work()
-  key = f"qwen3_jax/first/{next(_calls)}"
-  if jax.process_index() == 0:
-    result = work()
-    _store().key_value_set(key, json.dumps(result))
-    return result
-  return json.loads(_get(key))
+  number = next(_calls)
+  key = f"qwen3_jax/first/{number}"
+  if jax.process_index():
+    text = "".join(_get(f"{key}/{part}") for part in range(int(_get(f"{key}/parts"))))
+    _store().key_value_set(f"{key}/read/{jax.process_index()}", "")
+    return json.loads(text)
+  result = work()
+  text = json.dumps(result)
+  parts = [text[start : start + _PART] for start in range(0, len(text), _PART)]
+  for part, piece in enumerate(parts):
+    _store().key_value_set(f"{key}/{part}", piece)
+  _store().key_value_set(f"{key}/parts", str(len(parts)))
+  if number >= _KEPT:
+    _forget(f"qwen3_jax/first/{number - _KEPT}")
+  return result
+
+
+def _forget(key: str) -> None:
+  """Takes a result out of the store, which lives as long as the run, once all have read it."""
+  for process in range(1, jax.process_count()):
+    _get(f"{key}/read/{process}")
+  _store().key_value_delete(key)
 
 
 def lost_another(error: BaseException) -> bool:

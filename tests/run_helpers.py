@@ -104,11 +104,14 @@ class Material:
       command[1:1] = ["-c", _LIMITED, str(max_file_bytes)]
     return self._process(command)
 
-  def start_tiny(self, experiment: str, workdir: Path, changes: dict[str, Any]) -> subprocess.Popen[str]:
-    """The process of an experiment's tiny form as it is, but for `changes` of its keys; its output in pipes."""
+  def start_tiny(
+    self, experiment: str, workdir: Path, changes: dict[str, Any], processes: int = 1
+  ) -> subprocess.Popen[str]:
+    """A run of an experiment's tiny form as it is, but for `changes` of its keys; its output in pipes."""
     config = f"--config={ROOT / 'experiments' / experiment}.py:tiny"
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-    return self._process([sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides])
+    command = [sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides]
+    return self._process(command if processes == 1 else several(processes, command))
 
   def _process(self, command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
@@ -139,6 +142,12 @@ class Ended:
     lines = self.err.splitlines()
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:], self.err
     return lines[-1]
+
+
+def several(processes: int, command: list[str]) -> list[str]:
+  """`command` as so many processes of one run."""
+  launcher = [sys.executable, "-m", "launch.local_processes", f"--processes={processes}", "--"]
+  return [*launcher, *command, "--heartbeat_seconds=10"]
 
 
 def finish(process: subprocess.Popen) -> Ended:

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -58,8 +57,7 @@ class Run:
     options = OPTIONS | {"cpu_devices": 8 // processes} | {f"mesh__{axis}": size for axis, size in mesh.items()}
     command = self.material.command(EXPERIMENT, self.workdir, **options)
     if processes > 1:
-      launcher = [sys.executable, "-m", "launch.local_processes", f"--processes={processes}", "--"]
-      command = [*launcher, *command, "--heartbeat_seconds=10"]
+      command = run_helpers.several(processes, command)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, **pipes, text=True, env=self.material.environment, cwd=run_helpers.ROOT)
 

@@ -47,9 +47,9 @@ class Terms(Protocol):
 class RolloutBatches:
   """Batches of one optimizer step each.
 
-  With `staleness` 1, the next rollouts are collected in a thread while this batch is trained on: from the parameters
-  that this batch's training started from. Which parameters collect what does not depend on time, so a run that was
-  stopped goes on with the same rollouts.
+  With `staleness` 1, the next rollouts are collected in a thread while this batch is trained on, or with several
+  processes before it is: from the parameters that this batch's training started from. Which parameters collect what
+  does not depend on time, so a run that was stopped goes on with the same rollouts.
 
   Args:
     collector: of batches of rollouts.
@@ -118,9 +118,7 @@ class RolloutBatches:
     self._next = None
     after = (self._number + 1) * self._steps_each  # steps once this batch is done
     if self._staleness and after < self._steps:
-      # The train step takes its state's arrays: the thread needs its own.
-      copies = jax.tree.map(jnp.copy, params)
-      self._next = self._thread.submit(self._collector.collect, self._number + 1, copies)
+      self._next = self._collect_next(params)
     progress = self._number * self._steps_each / max(self._steps, 1)
     self._batch, of_terms = self._terms.begin(params, collected.batch, collected.entropy, progress)
     self._metrics = {f"rollout/{name}": value for name, value in collected.metrics.items()} | {
@@ -128,6 +126,15 @@ class RolloutBatches:
       "rollout/staleness": float(min(self._staleness, self._number)),
       **of_terms,
     }
+
+  def _collect_next(self, params: Parameters) -> Future[Collected]:
+    if jax.process_count() > 1:  # two threads would start programs in another order on every process
+      future: Future[Collected] = Future()
+      future.set_result(self._collector.collect(self._number + 1, params))
+      return future
+    # The train step takes its state's arrays: the thread needs its own.
+    copies = jax.tree.map(jnp.copy, params)
+    return self._thread.submit(self._collector.collect, self._number + 1, copies)
 
   # Checkpoints
 

@@ -53,7 +53,8 @@ class StepResult:
 class Environment(Protocol):
   """One conversation at a time.
 
-  Rollouts call both methods in threads, one at a time for each environment, those of different environments at once.
+  Rollouts call both methods in threads, one at a time for each environment, those of different environments at once;
+  of a run of several processes, on the first, and what they return must be JSON.
   What raises or takes too long ends its own trajectory alone. One whose attribute `immediate` is true neither waits
   for anything nor works long: it is called without a thread, and a time limit.
   """

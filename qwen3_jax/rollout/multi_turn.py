@@ -10,13 +10,15 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from qwen3_jax.data.chat_template import check_messages
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.distributed import on_first_process
 from qwen3_jax.rollout.completion import completion
 from qwen3_jax.rollout.engine import Engine
 from qwen3_jax.rollout.environment import Action, Environment, Observation, StepResult
@@ -107,6 +109,8 @@ def rollout(
   seeds = [None] * len(environments) if seeds is None else list(seeds)
   if len(seeds) != len(environments):
     raise ValueError(f"{len(seeds)} seeds, expected one for each of {len(environments)} environments")
+  if None in seeds and jax.process_count() > 1:
+    raise ValueError("rollout: no seeds, expected one for each environment, since every process draws the same tokens")
   if max_turns < 1 or not 0 < step_timeout < math.inf:
     raise ValueError(f"max_turns={max_turns}, step_timeout={step_timeout}, expected at least 1 and a time in seconds")
   first = {id(environment): i for i, environment in reversed(list(enumerate(environments)))}
@@ -195,7 +199,9 @@ class _Rollouts:
     self._ids = ThinkingTokens.of(tokenizer)
     self._enable_thinking, self._max_turns, self._seconds = enable_thinking, max_turns, seconds
     self._max_new_tokens = request([0]).max_new_tokens
-    self._work = _Background(max(engine.slots, _FEWEST_THREADS), seconds)
+    self._work: _Work = _Background(max(engine.slots, _FEWEST_THREADS), seconds)
+    if jax.process_count() > 1:
+      self._work = _OnFirstProcess(self._work)
     self._answering: dict[int, _Run] = {}  # by their requests' ids
     self._held: set[int] = set()
     self._prompts: dict[str, list[int]] = {}  # samples of a prompt share its encoding
@@ -208,8 +214,8 @@ class _Rollouts:
     try:
       wait = False
       while self._work or self._answering:
-        for run, future in self._work.finished(wait):
-          self._continue(run, future)
+        for run, outcome in self._work.finished(wait):
+          self._continue(run, outcome)
         wait = True
         if engine.busy:
           ended = engine.step()
@@ -226,15 +232,14 @@ class _Rollouts:
 
   def _add(self, run: _Run, function: Callable[[], Any]) -> None:
     """Work of the run's environment."""
-    if not getattr(run.environment, "immediate", False):
+    if jax.process_count() > 1 or not getattr(run.environment, "immediate", False):
       self._work.add(run, function)
       return
-    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
     try:
-      future.set_result(function())
+      outcome = _Outcome(function())
     except Exception as error:
-      future.set_exception(error)
-    self._continue(run, future)
+      outcome = _Outcome(error=describe(error))
+    self._continue(run, outcome)
 
   # In the threads of environments
 
@@ -270,18 +275,17 @@ class _Rollouts:
 
   # Between them and the engine
 
-  def _continue(self, run: _Run, future: concurrent.futures.Future[Any] | None) -> None:
-    """After a reset or step; no future: it took too long."""
+  def _continue(self, run: _Run, outcome: _Outcome) -> None:
+    """After a reset or step."""
     doing = "reset" if run.id < 0 else "step"
-    error = None if future is None else future.exception()
-    if future is None:
+    if outcome.late:
       run.fail("environment_timeout", f"{doing} gave no result within {self._seconds:g} s")
-    elif error is not None:
-      run.fail("environment_error", f"{doing}: {describe(error)}")
+    elif outcome.error:
+      run.fail("environment_error", f"{doing}: {outcome.error}")
     elif run.id < 0:
-      self._submit(run, future.result())
+      self._submit(run, _Start(*outcome.value))
       return
-    elif self._extend(run, future.result()):
+    elif self._extend(run, _Reply(*outcome.value)):
       return
     self._close(run)
 
@@ -361,6 +365,54 @@ class _Rollouts:
       setattr(run.trajectory, name, getattr(result, name))
 
 
+class _Outcome(NamedTuple):
+  """Of a reset or step."""
+
+  value: Sequence[Any] = ()  # of a `_Start` or `_Reply`
+  error: str = ""  # what it raised
+  late: bool = False  # it took too long
+
+
+class _Work(Protocol):
+  """Work of runs: what `add` was given."""
+
+  def __bool__(self) -> bool:
+    """Whether any is left."""
+    ...
+
+  def add(self, run: _Run, function: Callable[[], Any]) -> None: ...
+
+  def finished(self, wait: bool) -> list[tuple[_Run, _Outcome]]:
+    """What has ended; `wait`: not before something has, if anything runs."""
+    ...
+
+
+class _OnFirstProcess:
+  """Work that process 0 does; all processes get what has ended in the same order, and go on alike."""
+
+  def __init__(self, work: _Work):
+    self._work = work
+    self._runs: list[_Run] = []  # by the number of their work
+    self._left: set[int] = set()
+
+  def __bool__(self) -> bool:
+    return bool(self._left)
+
+  def add(self, run: _Run, function: Callable[[], Any]) -> None:
+    self._left.add(len(self._runs))
+    if jax.process_index() == 0:
+      self._work.add(run, function)
+    self._runs.append(run)
+
+  def finished(self, wait: bool) -> list[tuple[_Run, _Outcome]]:
+    if not self._left:
+      return []
+    numbers = {self._runs[number]: number for number in self._left}  # a run has one piece of work at a time
+    ended = on_first_process(lambda: [(numbers[run], outcome) for run, outcome in self._work.finished(wait)])
+    self._left -= {number for number, _ in ended}
+    return [(self._runs[number], _Outcome(*outcome)) for number, outcome in ended]
+
+
 class _Background:
   """Work of runs in daemon threads, so many at a time; the time limit of each begins when it does."""
 
@@ -376,8 +428,8 @@ class _Background:
     self._waiting.append((run, function))
     self._start()
 
-  def finished(self, wait: bool) -> list[tuple[_Run, concurrent.futures.Future[Any] | None]]:
-    """What has ended, without a future where the time is over; `wait`: not before something has, if anything runs."""
+  def finished(self, wait: bool) -> list[tuple[_Run, _Outcome]]:
+    """What has ended, or whose time is over; `wait`: not before something has, if anything runs."""
     if wait and self._running:
       futures, deadlines = zip(*self._running.values())
       left = min(deadlines) - time.monotonic()
@@ -386,9 +438,16 @@ class _Background:
     over = [run for run, (future, deadline) in self._running.items() if future.done() or now >= deadline]
     ended = [(run, self._running.pop(run)[0]) for run in over]
     self._start()
-    return [(run, future if future.done() else None) for run, future in ended]
+    return [(run, _outcome(future)) for run, future in ended]
 
   def _start(self) -> None:
     while self._waiting and len(self._running) < self._threads:
       run, function = self._waiting.popleft()
       self._running[run] = (in_background(function), time.monotonic() + self._seconds)
+
+
+def _outcome(future: concurrent.futures.Future[Any]) -> _Outcome:
+  if not future.done():
+    return _Outcome(late=True)
+  error = future.exception()
+  return _Outcome(future.result()) if error is None else _Outcome(error=describe(error))

@@ -72,19 +72,19 @@ class Programs:
     self._empty_dense = jit(empty, static_argnums=(0, 1), out_shardings=cache)
     self._cast = jit(functools.partial(decoding_layout, config, stacked=True))
     self._unstack = jit(functools.partial(decoding_layout, config, stacked=False))
-    self._cast_and_unstack = jit(self._laid_out)
+    self._lay_out = jit(self._laid_out)
 
   def layout(self, params: Parameters) -> Parameters:
     """Parameters as the programs take them, on the devices of the mesh."""
-    if not self._stacked and self._on_these_devices(params):
-      return self._cast_and_unstack(params)  # one program instead of two and a move
+    if self._on_these_devices(params):
+      return self._lay_out(params)
     params = jax.device_put(self._cast(params), self._of_params)
     return params if self._stacked else self._unstack(params)
 
   def _laid_out(self, params: Parameters) -> Parameters:
     params = decoding_layout(self._config, params, stacked=True)
     params = jax.lax.with_sharding_constraint(params, self._of_params)
-    return decoding_layout(self._config, params, stacked=False)
+    return params if self._stacked else decoding_layout(self._config, params, stacked=False)
 
   def _on_these_devices(self, params: Parameters) -> bool:
     """Whether they are arrays on a mesh of the devices of this one, in its order."""

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -58,8 +57,6 @@ def check_files(config: ConfigDict, name: str, tokenizer: Tokenizer) -> None:
 
 def make_stage(config: ConfigDict, name: str, tokenizer: Tokenizer, mesh: Mesh, workdir: Workdir) -> Stage:
   """Stage `name` of a checked config on `mesh`."""
-  if jax.process_count() > 1:
-    raise DataError(f"stages.{name}: distillation on-policy runs in one process, there are {jax.process_count()}")
   settings = config.stages[name]
   seed = stage_seed(config, name)
   teachers = [

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from qwen3_jax.batch import Batch
 from qwen3_jax.checkpoint import Checkpointer, CheckpointError
 from qwen3_jax.config import model_settings
-from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.models.cached import decoding_layout
 from qwen3_jax.models.transformer import Parameters, from_parameters
@@ -22,9 +21,10 @@ from qwen3_jax.objectives.token_loss import token_log_probabilities
 from qwen3_jax.placement import local_rows, to_devices
 from qwen3_jax.rl.collector import Collector
 from qwen3_jax.rl.entropy_control import EntropyControl
+from qwen3_jax.rl.experience import take_rows
 from qwen3_jax.rl.policy_terms import LogProbabilities, PolicyTerms
 from qwen3_jax.rl.problem_order import ProblemOrder
-from qwen3_jax.sharding import batch_sharding
+from qwen3_jax.sharding import batch_sharding, replicated
 from qwen3_jax.stages.program import stage_program, stage_seed
 from qwen3_jax.stages.rollouts import assessor, make_asker, rollout_stage, stage_problems
 from qwen3_jax.stages.stage import Stage
@@ -49,8 +49,6 @@ def make_stage(
   config: ConfigDict, name: str, tokenizer: Tokenizer, mesh: Mesh, workdir: Workdir, previous: str | None
 ) -> Stage:
   """Stage `name` of a checked config on `mesh`; `previous` is the stage it starts from, if any."""
-  if jax.process_count() > 1:
-    raise DataError(f"stages.{name}: reinforcement learning runs in one process, there are {jax.process_count()}")
   settings = config.stages[name]
   program = make_program(config, name)
   seed = stage_seed(config, name)
@@ -91,12 +89,12 @@ def log_probabilities(program: TrainProgram, temperature: float, mesh: Mesh) -> 
     hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, experts=experts)
     return token_log_probabilities(hidden.final, hidden.head, batch.targets, temperature)[0]
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=replicated(mesh))
   def of_batch(params: Parameters, batch: Batch) -> jax.Array:
     return map_micro_batches(functools.partial(of_micro_batch, params), batch, program.micro_batches)
 
   def call(params: Parameters, batch: Batch) -> np.ndarray:
-    placed = to_devices(batch, rows, batch_sharding(mesh), program.batch_shape)
+    placed = to_devices(take_rows(batch, np.asarray(rows)), rows, batch_sharding(mesh), program.batch_shape)
     with jax.set_mesh(mesh):
       return np.asarray(of_batch(params, placed))
 

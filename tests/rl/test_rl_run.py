@@ -1,5 +1,6 @@
 """A whole run with a stage of RL, in real processes: killed and started again, it is the run that nothing disturbed."""
 
+import pytest
 import run_helpers
 from run_helpers import curves, finish, series, wait_until
 
@@ -26,14 +27,21 @@ CHANGES = {
 }
 
 
-def start(material, workdir):
-  return material.start_tiny(EXPERIMENT, workdir, CHANGES | {"tokenizer.path": material.tokenizer})
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
-  material = run_helpers.Material(tmp_path)
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+  material = run_helpers.Material(tmp_path_factory.mktemp("material"))
   texts = [f"{problem.prompt} {' '.join(places(problem))}" for problem in cups_problems(200, 0)]
   train_sentencepiece(texts, material.tokenizer / "tokenizer.model", 310)
+  return material
+
+
+def start(material, workdir, processes=1, **changes):
+  return material.start_tiny(
+    EXPERIMENT, workdir, CHANGES | {"tokenizer.path": material.tokenizer} | changes, processes=processes
+  )
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(material, tmp_path):
   finish(start(material, tmp_path / "whole")).check()
   workdir = tmp_path / "killed"
   logged = lambda: max(series(workdir, "reasoning_rl", "loss"), default=0)
@@ -51,3 +59,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
   assert all(kl >= 0 for kl in of("kl")) and of("kl")[-1] > 0
   assert of("entropy_coefficient")[-1] > of("entropy_coefficient")[0] > 0
   assert of("validation/pass@1")[0] >= 0 and (tmp_path / "whole" / "report.html").exists()
+
+
+def test_two_processes_are_one(material, tmp_path):
+  """Environments answer on the first alone; rollouts, rewards and losses are those of one process."""
+  curve = {}
+  for processes in (1, 2):
+    folder = tmp_path / str(processes)
+    changes = {"cpu_devices": 2 // processes, "stages.reasoning_rl.steps": 4}
+    finish(start(material, folder, processes, **changes)).check()
+    curve[processes] = curves(folder, ["reasoning_rl"])["reasoning_rl"]
+  assert [line.keys() for line in curve[1]] == [line.keys() for line in curve[2]]
+  for one, two in zip(curve[1], curve[2], strict=True):
+    for name, value in one.items():
+      assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
