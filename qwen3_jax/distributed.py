@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import glob
 import itertools
@@ -31,6 +32,7 @@ _HOUR_MS = 3_600_000
 _PART = 1 << 20  # characters: messages to the store are of a few megabytes at most
 _KEPT = 16  # results that others may still have to read
 _calls = itertools.count()
+_alone = contextvars.ContextVar("alone", default=False)
 _leaving = threading.Event()
 
 
@@ -108,13 +110,18 @@ def stop() -> None:
     _restore_abort()
 
 
+def together() -> bool:
+  """Whether several processes make this call, rather than one alone within `on_first_process`."""
+  return jax.process_count() > 1 and not _alone.get()
+
+
 def on_first_process(work: Callable[[], _T]) -> _T:
   """What `work()`, called on process 0 alone, returns: JSON, on every process.
 
   The others wait for as long as process 0 lives; all processes make the same calls in the same order. An error is
-  raised on process 0 and ends the others through `leave`.
+  raised on process 0 and ends the others through `leave`. In `work` only this process's devices can be used.
   """
-  if jax.process_count() == 1:
+  if not together():
     return work()
   number = next(_calls)
   key = f"qwen3_jax/first/{number}"
@@ -122,7 +129,11 @@ def on_first_process(work: Callable[[], _T]) -> _T:
     text = "".join(_get(f"{key}/{part}") for part in range(int(_get(f"{key}/parts"))))
     _store().key_value_set(f"{key}/read/{jax.process_index()}", "")
     return json.loads(text)
-  result = work()
+  token = _alone.set(True)
+  try:
+    result = work()
+  finally:
+    _alone.reset(token)
   text = json.dumps(result)
   parts = [text[start : start + _PART] for start in range(0, len(text), _PART)]
   for part, piece in enumerate(parts):

@@ -25,8 +25,6 @@ def left_to_measure(config: ConfigDict, stages: Sequence[str], workdir: Workdir)
 
 def check_evaluations(config: ConfigDict, stages: Sequence[str], workdir: Workdir) -> None:
   """Raises ConfigError for what is left to measure and could not be; opens problems and files, no model."""
-  import jax
-
   from qwen3_jax.evaluate import make_tasks
 
   problems = []
@@ -36,14 +34,21 @@ def check_evaluations(config: ConfigDict, stages: Sequence[str], workdir: Workdi
       make_tasks(arguments.tasks, arguments)
     except (ValueError, OSError) as error:
       problems.append(f"evaluations.{name}: {error}")
-    if jax.process_count() > 1:
-      problems.append(f"evaluations.{name}: in one process, there are {jax.process_count()}; see qwen3_jax.evaluate")
   if problems:
     raise ConfigError(problems)
 
 
 def run_evaluations(config: ConfigDict, stages: Sequence[str], workdir: Workdir) -> None:
-  """Those of stages that have ended, into WORKDIR/evaluations/NAME.json; what is there is not measured again."""
+  """Those of stages that have ended, into WORKDIR/evaluations/NAME.json; what is there is not measured again.
+
+  With several processes the first measures, with the model on one of its devices.
+  """
+  from qwen3_jax.distributed import on_first_process
+
+  on_first_process(lambda: _measure(config, stages, workdir))
+
+
+def _measure(config: ConfigDict, stages: Sequence[str], workdir: Workdir) -> None:
   from qwen3_jax.data.records import DataError
   from qwen3_jax.evaluate import evaluate
 

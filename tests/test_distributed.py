@@ -56,6 +56,23 @@ def test_the_first_works_and_all_know():
   assert lines == [f"[{i}] {[0] if i == 0 else []} {{'rows': [1, 2], 'by': 0}} slow" for i in range(3)]
 
 
+def test_many_large_results_pass_through_the_store_and_do_not_stay():
+  script = """
+    from jax._src.distributed import global_state
+    assert distributed.together()
+    for number in range(40):
+      text = distributed.on_first_process(lambda: [distributed.together(), str(number) * 3_000_000])
+      assert text == [False, str(number) * 3_000_000]
+    assert distributed.together()
+    kept = global_state.client.key_value_dir_get("qwen3_jax/first")
+    if me == 0:
+      print(sum(len(value) for _, value in kept) < 18 * 6_000_000)
+    distributed.stop()
+  """
+  code, lines, error = launch(script, processes=2)
+  assert (code, lines) == (0, ["[0] True"]), error
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_failure_ends_the_others_and_says_whose_it_was(failing):
   """The others wait for something that never comes, as in a collective."""

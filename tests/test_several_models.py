@@ -68,6 +68,7 @@ def test_what_fits_no_model_is_refused(changes, expected):
 
 
 def test_a_student_in_the_run_of_its_teacher(tmp_path):
+  """Of two processes, the first of which writes what the student reads and evaluates; what is left then, of one."""
   material = run_helpers.Material(tmp_path)
   changes = {
     "log_every": 1,
@@ -79,8 +80,10 @@ def test_a_student_in_the_run_of_its_teacher(tmp_path):
     "stages.student_off_policy.tokens": 2 * 8 * 192,
   }
   run = Workdir(tmp_path / "run")
-  start = lambda: finish(material.start_tiny("miniature", run.path, changes)).check()
-  assert "Evaluating stage 'student_on_policy'" in start().out
+  start = lambda processes=1: finish(
+    material.start_tiny("miniature", run.path, changes | {"cpu_devices": 2 // processes}, processes)
+  ).check()
+  assert "Evaluating stage 'student_on_policy'" in start(processes=2).out
   width = lambda name: json.loads((run.stage(name) / "config.json").read_text())["hidden_size"]
   assert width("s1") == 64 and {width(name) for name in STUDENT} == {32}
 

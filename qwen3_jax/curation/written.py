@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from qwen3_jax.config import model_settings
 from qwen3_jax.curation.fusion_pipeline import CONVERSATIONS, fusion_data
 from qwen3_jax.curation.fusion_settings import FusionSettings
 from qwen3_jax.curation.teacher_answers import ANSWERS, ROUNDS, TeacherSettings, teacher_answers, teacher_engine
+from qwen3_jax.data.corpora import check_shared
 from qwen3_jax.data.records import DataError
 from qwen3_jax.data.tokenizer import Tokenizer
+from qwen3_jax.distributed import on_first_process
 from qwen3_jax.models.transformer import Transformer, from_parameters, parameters
 from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
@@ -28,22 +29,29 @@ from qwen3_jax.workdir import Workdir
 def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, workdir: Workdir) -> Path:
   """Writes `config.data.written[name]` with the newest checkpoint of its stage -> a file for the source `chat:`.
 
-  What was written is not written again. Raises DataError that names the key.
+  What was written is not written again. With several processes the first writes, with the model on one of its devices.
+  Raises DataError that names the key.
   """
-  settings = config.data.written[name]
   folder = workdir.path / "written" / name
+  conversations = folder / _KINDS[config.data.written[name].kind].file
+
+  def write() -> None:
+    if not conversations.exists():
+      _write(config, name, tokenizer, workdir, folder)
+
+  on_first_process(write)
+  check_shared(conversations)
+  return conversations
+
+
+def _write(config: ConfigDict, name: str, tokenizer: Tokenizer, workdir: Workdir, folder: Path) -> None:
+  settings = config.data.written[name]
   kind = _KINDS[settings.kind]
-  conversations = folder / kind.file
-  if conversations.exists():
-    return conversations
-  key = f"data.written.{name}"
-  if jax.process_count() > 1:
-    raise DataError(f"{key}: written in one process, there are {jax.process_count()}; see {kind.command}")
   from qwen3_jax.loading import load_parameters
   from qwen3_jax.parameter_folder import find_checkpoint
 
   written_by = workdir.stage(settings.stage)
-  print(f"Writing {conversations} with the model of stage {settings.stage!r}", flush=True)
+  print(f"Writing {folder / kind.file} with the model of stage {settings.stage!r}", flush=True)
   try:
     of_stage = model_settings(config, settings.stage)
     model_config, params = load_parameters(written_by, of_stage.dtype, unroll_layers=of_stage.unroll_layers)
@@ -52,8 +60,7 @@ def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, wor
       described = {"checkpoint": str(find_checkpoint(written_by)), "dtype": of_stage.dtype}
       kind.write(_Task(settings, model, tokenizer, folder, config.seed, described, on_task))
   except (ValueError, ImportError, OSError) as error:
-    raise DataError(f"{key}: {error}") from error
-  return conversations
+    raise DataError(f"data.written.{name}: {error}") from error
 
 
 class _Task(NamedTuple):
@@ -114,13 +121,12 @@ def _answers(task: _Task) -> None:
 
 class _Kind(NamedTuple):
   file: str  # of the conversations
-  command: str  # that writes the same outside of a run
   write: Callable[[_Task], None]
 
 
 _KINDS = {
-  "fusion": _Kind(CONVERSATIONS, "fusion_data", _fusion),
-  "answers": _Kind(ANSWERS, "distillation_data", _answers),
+  "fusion": _Kind(CONVERSATIONS, _fusion),
+  "answers": _Kind(ANSWERS, _answers),
 }
 
 

@@ -59,10 +59,10 @@ def _tokenizer(config: ConfigDict, corpora: list[str], workdir: Path) -> Tokeniz
   if config.tokenizer.path:
     tokenizer = _given_tokenizer(config.tokenizer.path)
     on_first_process(lambda: _keep(tokenizer, kept, config.tokenizer.path))
-    _check_shared(kept)
+    check_shared(kept)
     return tokenizer
   on_first_process(lambda: _train_tokenizer(config, corpora, kept))
-  _check_shared(kept)
+  check_shared(kept)
   return Tokenizer.from_pretrained(kept)
 
 
@@ -137,7 +137,7 @@ def _prepared(config: ConfigDict, name: str, cache: Path, tokenizer: Tokenizer) 
       prepare(settings.source, folder, tokenizer, workers=config.data.prepare_workers, **options)
 
   on_first_process(make)
-  _check_shared(folder / "manifest.json")
+  check_shared(folder / "manifest.json")
   return folder
 
 
@@ -150,7 +150,7 @@ def _naming(config: ConfigDict, corpus: str) -> Iterator[None]:
     raise DataError(f"data.corpora.{corpus}.source={config.data.corpora[corpus].source!r}: {error}") from error
 
 
-def _check_shared(path: Path) -> None:
+def check_shared(path: Path) -> None:
   """Process 0 has written `path`: every process must see it, if late, as a network file system may show it."""
   deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
   while not path.exists():

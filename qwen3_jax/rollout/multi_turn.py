@@ -18,7 +18,7 @@ import numpy as np
 from qwen3_jax.data.chat_template import check_messages
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.tokenizer import Tokenizer
-from qwen3_jax.distributed import on_first_process
+from qwen3_jax.distributed import on_first_process, together
 from qwen3_jax.rollout.completion import completion
 from qwen3_jax.rollout.engine import Engine
 from qwen3_jax.rollout.environment import Action, Environment, Observation, StepResult
@@ -109,7 +109,7 @@ def rollout(
   seeds = [None] * len(environments) if seeds is None else list(seeds)
   if len(seeds) != len(environments):
     raise ValueError(f"{len(seeds)} seeds, expected one for each of {len(environments)} environments")
-  if None in seeds and jax.process_count() > 1:
+  if None in seeds and together():
     raise ValueError("rollout: no seeds, expected one for each environment, since every process draws the same tokens")
   if max_turns < 1 or not 0 < step_timeout < math.inf:
     raise ValueError(f"max_turns={max_turns}, step_timeout={step_timeout}, expected at least 1 and a time in seconds")
@@ -200,7 +200,7 @@ class _Rollouts:
     self._enable_thinking, self._max_turns, self._seconds = enable_thinking, max_turns, seconds
     self._max_new_tokens = request([0]).max_new_tokens
     self._work: _Work = _Background(max(engine.slots, _FEWEST_THREADS), seconds)
-    if jax.process_count() > 1:
+    if together():
       self._work = _OnFirstProcess(self._work)
     self._answering: dict[int, _Run] = {}  # by their requests' ids
     self._held: set[int] = set()
@@ -232,7 +232,7 @@ class _Rollouts:
 
   def _add(self, run: _Run, function: Callable[[], Any]) -> None:
     """Work of the run's environment."""
-    if jax.process_count() > 1 or not getattr(run.environment, "immediate", False):
+    if together() or not getattr(run.environment, "immediate", False):
       self._work.add(run, function)
       return
     try:
