@@ -21,12 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiment_runs import ROOT, metrics, train, training
+from experiment_runs import DEMO_LOG_EVERY, ROOT, demo, metrics, train, training
 
 from qwen3_jax.evaluation.result_tables import budget_group
 from qwen3_jax.workdir import Workdir
 
-LOG_EVERY = 10  # as `make demo` does
 MINUTES = {"": 20.0, "quick": 5.0}
 # What a clock says, or how often a run was started.
 TIMINGS = ("time", "seconds", "tokens_per_second", "mfu")
@@ -35,19 +34,15 @@ TIMINGS = ("time", "seconds", "tokens_per_second", "mfu")
 def run(form: str, seed: int, workdir: Path) -> float:
   """Seconds that it took."""
   started = time.monotonic()
-  train(experiment(form), workdir, seed, LOG_EVERY)
+  train(demo(form), workdir, seed, DEMO_LOG_EVERY)
   return time.monotonic() - started
-
-
-def experiment(form: str) -> str:
-  return ":".join(filter(None, ("miniature.py", form)))
 
 
 def run_killed(form: str, seed: int, workdir: Path, kills: int, seconds: float) -> list[float]:
   """Kills the run at random moments, then lets it end; the seconds that each attempt lived."""
   rng, lived = random.Random(f"kills {seed}"), []
   for _ in range(kills):
-    command = [sys.executable, "-m", "qwen3_jax.main", *training(experiment(form), workdir, seed, LOG_EVERY)]
+    command = [sys.executable, "-m", "qwen3_jax.main", *training(demo(form), workdir, seed, DEMO_LOG_EVERY)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     wait = rng.uniform(0.02, 0.4) * seconds
     try:

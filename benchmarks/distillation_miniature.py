@@ -1,15 +1,17 @@
 """Strong-to-weak distillation in miniature, on-policy against GRPO from one student (report, Table 21).
 
-  python benchmarks/distillation_miniature.py [--seeds=0,1,2] [--workdir=DIR] [--json=FILE]
+  python benchmarks/distillation_miniature.py [--seeds=0,1,2] [--form=quick] [--workdir=DIR] [--json=FILE]
 
-For every seed a teacher is trained (cold start, GRPO), answers problems, and a student a third of its size learns those
-answers off-policy. From that one checkpoint it goes on twice: by on-policy distillation, and by GRPO. Accuracy is
-pass@1 over sampled answers to held-out problems; seconds are those of steps, evaluation left out. Floating-point
-operations count what an answer costs to write (a forward pass over prompt and answer), to learn (three), and the
-teacher's forward pass over it; padding and evaluation are left out.
+Every seed is a run of experiments/miniature.py, in DIR/seedN: a teacher (pre-training, cold start, GRPO, fusion), and a
+smaller student that has read text and learns the teacher's answers off-policy. From that one checkpoint it goes on
+twice: by on-policy distillation, and by GRPO. Runs that benchmarks/demo.py left in DIR are not repeated.
+
+Accuracy is pass@1 and pass@k of sampled answers, thinking, to held-out problems; seconds are those of steps, evaluation
+left out. Floating-point operations count what an answer of either mode costs to write (a forward pass over prompt and
+answer), to learn (three), and the teacher's forward pass over it; padding and evaluation are left out.
 
 The bar is the report's finding in small: GRPO's final accuracy less two points, for at most a fifth of its operations,
-and a pass@k above GRPO's. What the teacher cost is shown apart, as in the report, with the number of students from
+and a pass@k not below GRPO's. What the teacher cost is shown apart, as in the report, with the number of students from
 which it is repaid.
 """
 
@@ -17,64 +19,67 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_runs import command, metrics, train
+from experiment_runs import DEMO_FORMS, DEMO_LOG_EVERY, demo, metrics, train
 
+from qwen3_jax.config_loading import load
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.tokenizer import Tokenizer
-from qwen3_jax.problems.cups import cups_problems
+from qwen3_jax.problems.sources import open_problems
 from qwen3_jax.reporting.compute import Point, forward_flops, learning_curve
+from qwen3_jax.stages.cost import stage_flops
+from qwen3_jax.workdir import Workdir, read_json
 
 POINTS, SHARE = 0.02, 1 / 5
-EXPERIMENT = "miniature_distillation"
+MODE = "think"  # not thinking, the teacher itself is no better than the student
+TEACHER = "fusion"  # the last of the teacher's stages
+STAGES = {"distill": "student_on_policy", "rl": "student_rl"}
 
 
-def run(seed: int, workdir: Path) -> dict[str, Any]:
-  teacher, answers, student = workdir / "teacher", workdir / "answers", workdir / "student"
-  train("miniature_reasoning.py:size=large", teacher, seed)
-  written_by = f"--teacher={teacher}/stages/reasoning_rl"
-  data = [
-    "--problems=cups:1500:9",
-    "--thinking_share=1.0",
-    "--plain_share=1.0",
-    "--max_length=48",
-    "--max_new_tokens=20",
-  ]
-  data += ["--temperature=1.0", "--top_p=1.0", "--slots=256", "--dtype=float32"]
-  command("qwen3_jax.distillation_data", written_by, *data, f"--seed={seed}", f"--output={answers}")
-  where = f"teacher={teacher},answers={answers}"
-  train(f"{EXPERIMENT}.py:{where},stage=off_policy", student, seed)
-  curves = {}
-  tokenizer = Tokenizer.from_pretrained(teacher / "tokenizer")
-  prompts = [[{"role": "user", "content": problem.prompt}] for problem in cups_problems(20, 2)]
-  prompt = float(np.mean([len(encode_conversation(tokenizer, p, add_generation_prompt=True).ids) for p in prompts]))
-  for method in ("distill", "rl"):
-    folder = workdir / method
-    shutil.copytree(student, folder)
-    train(f"{EXPERIMENT}.py:{where},method={method}", folder, seed)
-    config = json.loads((folder / "config.json").read_text())["stages"]["on_policy"]
-    length = config["sequence_length"]
-    of_student = forward_flops(folder / "stages" / "on_policy", length)
-    of_teacher = forward_flops(teacher / "stages" / "reasoning_rl", length) if method == "distill" else 0.0
-    lines = metrics(folder, "on_policy")
-    curves[method] = learning_curve(lines, config["batch_size"], prompt, of_student, of_teacher)
-  return {"seed": seed, "curves": curves, "teacher_flops": teacher_cost(teacher, prompt)} | judged(curves)
+def run(seed: int, form: str, workdir: Path) -> dict[str, Any]:
+  train(demo(form), workdir, seed, DEMO_LOG_EVERY)
+  prompt = prompt_tokens(workdir)
+  curves = {method: curve(workdir, stage, prompt) for method, stage in STAGES.items()}
+  teacher = teacher_cost(form)
+  return {"seed": seed, "curves": curves, "teacher_flops": teacher} | judged(curves)
 
 
-def teacher_cost(workdir: Path, prompt: float) -> float:
-  """Operations of all that made the teacher."""
-  stages = json.loads((workdir / "config.json").read_text())["stages"]
-  length = stages["reasoning_rl"]["sequence_length"]
-  per_token = forward_flops(workdir / "stages" / "reasoning_rl", length)
-  cold_start = 3 * per_token * stages["cold_start"]["tokens"]
-  rows = stages["reasoning_rl"]["batch_size"]
-  return cold_start + learning_curve(metrics(workdir, "reasoning_rl"), rows, prompt, per_token)[-1].flops
+def curve(workdir: Path, stage: str, prompt: float) -> list[Point]:
+  """A student's evaluations in MODE."""
+  settings = read_json(Workdir(workdir).config)["stages"][stage]
+  length = settings["sequence_length"]
+  folder = lambda name: Workdir(workdir).stage(name)
+  of_teacher = forward_flops(folder(TEACHER), length) if settings["kind"] == "distill" else 0.0
+  of_student = forward_flops(folder(stage), length)
+  lines = [_in_mode(line) for line in metrics(workdir, stage)]
+  return learning_curve(lines, settings["batch_size"], prompt, of_student, of_teacher)
+
+
+def _in_mode(line: dict[str, Any]) -> dict[str, Any]:
+  """A line of metrics with accuracies of MODE alone."""
+  suffix = f"/{MODE}"
+  of_mode = {name.removesuffix(suffix): value for name, value in line.items() if name.endswith(suffix)}
+  return {name: value for name, value in line.items() if not name.startswith("validation/pass@")} | of_mode
+
+
+def prompt_tokens(workdir: Path) -> float:
+  """Mean length of a prompt."""
+  tokenizer = Tokenizer.from_pretrained(Workdir(workdir).tokenizer)
+  problems = open_problems(read_json(Workdir(workdir).config)["stages"][STAGES["rl"]]["validation_problems"])
+  prompts = [[{"role": "user", "content": problem.prompt}] for problem in problems]
+  return float(np.mean([len(encode_conversation(tokenizer, p, add_generation_prompt=True).ids) for p in prompts]))
+
+
+def teacher_cost(form: str) -> float:
+  """Operations of all stages that made the teacher."""
+  config = load(str(Path(__file__).parents[1] / "experiments" / demo(form)), [])
+  stages = config.pipeline[: config.pipeline.index(TEACHER) + 1]
+  return sum(stage_flops(config, name) for name in stages)
 
 
 def judged(curves: dict[str, list[Point]]) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def judged(curves: dict[str, list[Point]]) -> dict[str, Any]:
 
 
 def print_run(found: dict[str, Any]) -> None:
-  print(f"\nseed {found['seed']}")
+  print(f"\nseed {found['seed']}, {MODE}")
   print("  method   step  seconds  samples      FLOPs   pass@1  pass@k")
   for method, points in found["curves"].items():
     for p in points:
@@ -108,20 +113,22 @@ def print_run(found: dict[str, Any]) -> None:
   )
   print(
     f"  the teacher took {found['teacher_flops']:.2e} operations: repaid from the"
-    f" {found['teacher_flops'] / saved:.1f}th student on"
+    f" {found['teacher_flops'] / saved:.1f}th student on",
+    flush=True,
   )
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seeds", default="0,1,2")
+  parser.add_argument("--form", default="", choices=DEMO_FORMS)
   parser.add_argument("--workdir", type=Path)
   parser.add_argument("--json", type=Path)
   arguments = parser.parse_args()
   runs = []
   with tempfile.TemporaryDirectory() as temporary:
     for seed in map(int, arguments.seeds.split(",")):
-      runs.append(run(seed, (arguments.workdir or Path(temporary)) / f"seed{seed}"))
+      runs.append(run(seed, arguments.form, (arguments.workdir or Path(temporary)) / f"seed{seed}"))
       print_run(runs[-1])
   rows = [
     {

@@ -11,6 +11,13 @@ from qwen3_jax.metrics import read_metrics
 from qwen3_jax.workdir import Workdir
 
 ROOT = Path(__file__).parents[1]
+DEMO_FORMS = ("", "quick")
+DEMO_LOG_EVERY = 10  # as `make demo` does
+
+
+def demo(form: str) -> str:
+  """The experiment of `make demo`, in one of its forms."""
+  return ":".join(filter(None, ("miniature.py", form)))
 
 
 def command(module: str, *arguments: str) -> None:

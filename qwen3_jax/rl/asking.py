@@ -131,6 +131,9 @@ def summary(problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> 
   for mode in sorted({*modes}) if len({*modes}) > 1 else []:
     some = [answer for of, group in zip(modes, groups) if of == mode for answer in group]
     metrics[f"pass@1/{mode}"] = mean(answer.right for answer in some)
+    if samples > 1:
+      of_mode = [count for of, count in zip(modes, right) if of == mode]
+      metrics[f"pass@{samples}/{mode}"] = mean_pass_at_k(samples, of_mode, samples)
     metrics[f"thinking_tokens/{mode}"] = mean(answer.thinking_tokens for answer in some)
   return metrics | by_thinking_length(answers)
 

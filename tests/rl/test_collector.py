@@ -8,6 +8,7 @@ import pytest
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rl.asking import Answer, by_thinking_length, summary
 from qwen3_jax.rl.collector import Collector
+from qwen3_jax.rl.modes import in_mode
 from qwen3_jax.rl.problem_order import ProblemOrder
 from qwen3_jax.rollout.multi_turn import Trajectory
 from qwen3_jax.rollout.thinking_budget import ThinkingTokens
@@ -133,6 +134,7 @@ def test_summary():
   assert found["pass@1"] == 0.25 and found["pass@2"] == 0.5
   assert found["pass@1/s0"] == 0.5 and found["pass@1/s1"] == 0
   assert found["response_tokens"] == 4.5 and found["thinking_tokens"] == 3.5
+  assert "pass@1/plain" not in found  # of one mode alone
   assert by_thinking_length([a for group in groups for a in group]) == {
     "share/thinking 0": 0.25,
     "pass@1/thinking 0": 0,
@@ -141,3 +143,14 @@ def test_summary():
     "share/thinking 8..15": 0.25,
     "pass@1/thinking 8..15": 1,
   }
+
+
+def test_summary_by_mode():
+  right, wrong = answer(True, thinking=4), answer(False, thinking=0)
+  modes = ("think", "no_think", "think")
+  found = summary(
+    [in_mode(problem(i), mode) for i, mode in enumerate(modes)], [[right] * 2, [right, wrong], [wrong] * 2]
+  )
+  assert found["pass@1"] == 0.5 and found["pass@2"] == pytest.approx(2 / 3)
+  assert (found["pass@1/think"], found["pass@2/think"], found["thinking_tokens/think"]) == (0.5, 0.5, 2)
+  assert (found["pass@1/no_think"], found["pass@2/no_think"], found["thinking_tokens/no_think"]) == (0.5, 1, 2)
