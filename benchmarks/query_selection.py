@@ -2,11 +2,12 @@
 
   python benchmarks/query_selection.py --workdir=DIR [--seeds=0,1,2] [--json=FILE]
 
-Each seed: a cold start on tracking cups through 2 to 7 swaps (experiments/miniature_reasoning.py), pass rates of fresh
+Each seed: a cold start on tracking cups through 1 to 8 swaps (experiments/miniature_reasoning.py), pass rates of fresh
 problems and a choice among them (qwen3_jax/select_queries.py), then GRPO from the same checkpoint on either set, for
-equally many steps. Sub-domains are the numbers of swaps. Held-out problems are in neither set, and the same before and
-after. Pass rates of the sets are those they were chosen by, and anew with other answers: the former are biased, as the
-lowest of noisy numbers are. What is done in DIR is not done again.
+equally many steps. Sub-domains are the numbers of swaps. Most of the fresh problems are easy, with one or two swaps.
+Held-out problems, as many of each number, are in neither set, and the same before and after. Pass rates of the sets are
+those they were chosen by, and anew with other answers: the former are biased, as the lowest of noisy numbers are. What
+is done in DIR is not done again.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ from qwen3_jax.problems.records import read_problems, write_problems
 from qwen3_jax.problems.sources import open_problems
 from qwen3_jax.workdir import Workdir, read_json, read_json_lines
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/
+from experiments.miniature_reasoning import TASKS, TRACES, traces_source
+
 ROOT = Path(__file__).parents[1]
-TRACES = "cups:3000:1:2-4"
-HASTY = 0.5
-CANDIDATES = "cups:600:5:2-7"
-HELD_OUT = "cups:288:9:2-7"
+EXPERIMENT = "experiments/miniature_reasoning.py:task=mixed_cups"
+TASK = TASKS["mixed_cups"]._replace(hasty=0.5)  # so that whoever thinks step by step is right
+SOURCE = f"--config.data.corpora.traces.source={traces_source(TASK)}"
+CANDIDATES = ("cups:600:5:1-2:numbered", "cups:300:6:1-8:numbered")
+HELD_OUT = "cups:288:9:1-8:numbered"
 CHOSEN, ANSWERS = 96, 16
 GUESSING = 0.2  # one of five cups
-COLD_STEPS, RL_STEPS, EVALUATE_EVERY = 350, 8, 4
-LENGTH, NEW_TOKENS = 64, 28  # tokens of seven swaps
+RL_STEPS, EVALUATE_EVERY = 24, 6
 SETS = ("chosen", "random")
 METRIC = "validation/pass@1"
 
@@ -49,33 +53,26 @@ def run(module: str, *arguments: object) -> None:
 
 
 def cold_start(workdir: Workdir, seed: int) -> None:
-  sequence = 2 * LENGTH
-  run(
-    "qwen3_jax.main",
-    "--config=experiments/miniature_reasoning.py:stage=cold_start",
-    f"--workdir={workdir}",
-    f"--config.seed={seed}",
-    f"--config.data.corpora.traces.source=traces:{HASTY}:{TRACES}",
-    f"--config.stages.cold_start.sequence_length={sequence}",
-    f"--config.stages.cold_start.tokens={COLD_STEPS * 32 * sequence}",
-  )
+  experiment = f"--config={EXPERIMENT},stage=cold_start"
+  run("qwen3_jax.main", experiment, SOURCE, f"--workdir={workdir}", f"--config.seed={seed}")
 
 
 def select(workdir: Workdir, folder: Path, seed: int, least: float) -> dict[str, Any]:
   """Writes both sets; their description."""
   used, held_out = folder / "cold_start.jsonl", folder / "held_out.jsonl"
-  write_problems(used, open_problems(TRACES))
+  write_problems(used, open_problems(TASK.problems.format(count=TASK.traces, seed=TRACES)))
   write_problems(held_out, candidates_of(open_problems(HELD_OUT), read_used([used]))[0])
   command = {
     "checkpoint": workdir.stage("cold_start"), "dtype": "float32", "slots": 256,
-    "max_length": LENGTH, "max_new_tokens": NEW_TOKENS, "samples": ANSWERS, "least": least,
+    "max_length": TASK.sequence, "max_new_tokens": TASK.answer, "samples": ANSWERS, "least": least,
   }  # fmt: skip
   choose = {
-    "problems": CANDIDATES, "seed": seed, "count": CHOSEN, "output": folder / "chosen.jsonl",
+    "seed": seed, "count": CHOSEN, "output": folder / "chosen.jsonl",
     "random_output": folder / "random.jsonl", "pass_rates": folder / "rates.jsonl",
   }  # fmt: skip
   excluded = [f"--exclude={used}", f"--exclude={held_out}"]
-  run("qwen3_jax.select_queries", *_flags(command | choose), *excluded)
+  candidates = [f"--problems={spec}" for spec in CANDIDATES]
+  run("qwen3_jax.select_queries", *_flags(command | choose), *candidates, *excluded)
   report = read_json(folder / "chosen.jsonl.report.json")
   # Both sets anew: what is chosen among them does not matter.
   again = {
@@ -104,14 +101,14 @@ def reinforce(before: Workdir, workdir: Workdir, problems: Path, seed: int, step
   changes = {
     "problems": f"jsonl:{problems}", "validation_problems": f"jsonl:{problems.with_name('held_out.jsonl')}",
     "evaluate_problems": 256, "evaluate_samples": 8, "evaluate_every": EVALUATE_EVERY, "steps": steps,
-    "sequence_length": LENGTH, "rollout.max_new_tokens": NEW_TOKENS, "relearn": False, "waves": 1,
+    "relearn": False,
   }  # fmt: skip
   run(
     "qwen3_jax.main",
-    "--config=experiments/miniature_reasoning.py:stage=reasoning_rl",
+    f"--config={EXPERIMENT},stage=reasoning_rl",
+    SOURCE,
     f"--workdir={workdir}",
     f"--config.seed={seed}",
-    f"--config.data.corpora.traces.source=traces:{HASTY}:{TRACES}",
     *_flags({f"config.stages.reasoning_rl.{key}": value for key, value in changes.items()}),
   )
   rows = [row for row in read_json_lines(workdir.metrics("reasoning_rl")) if METRIC in row]
