@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 from experiment_runs import DEMO_FORMS, DEMO_LOG_EVERY, demo, metrics, train
+from ml_collections import ConfigDict
 
-from qwen3_jax.config_loading import load
 from qwen3_jax.data.conversation import encode_conversation
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.problems.sources import open_problems
@@ -43,21 +43,25 @@ STAGES = {"distill": "student_on_policy", "rl": "student_rl"}
 
 def run(seed: int, form: str, workdir: Path) -> dict[str, Any]:
   train(demo(form), workdir, seed, DEMO_LOG_EVERY)
-  prompt = prompt_tokens(workdir)
-  curves = {method: curve(workdir, stage, prompt) for method, stage in STAGES.items()}
-  teacher = teacher_cost(form)
-  return {"seed": seed, "curves": curves, "teacher_flops": teacher} | judged(curves)
+  return {"seed": seed, **measured(Workdir(workdir))}
 
 
-def curve(workdir: Path, stage: str, prompt: float) -> list[Point]:
+def measured(workdir: Workdir) -> dict[str, Any]:
+  """What a run shows."""
+  config = ConfigDict(read_json(workdir.config))
+  prompt = prompt_tokens(workdir, config)
+  curves = {method: curve(workdir, config, stage, prompt) for method, stage in STAGES.items()}
+  return {"curves": curves, "teacher_flops": teacher_cost(config), **judged(curves)}
+
+
+def curve(workdir: Workdir, config: ConfigDict, stage: str, prompt: float) -> list[Point]:
   """A student's evaluations in MODE."""
-  settings = read_json(Workdir(workdir).config)["stages"][stage]
-  length = settings["sequence_length"]
-  folder = lambda name: Workdir(workdir).stage(name)
-  of_teacher = forward_flops(folder(TEACHER), length) if settings["kind"] == "distill" else 0.0
-  of_student = forward_flops(folder(stage), length)
-  lines = [_in_mode(line) for line in metrics(workdir, stage)]
-  return learning_curve(lines, settings["batch_size"], prompt, of_student, of_teacher)
+  settings = config.stages[stage]
+  length = settings.sequence_length
+  of_teacher = forward_flops(workdir.stage(TEACHER), length) if settings.kind == "distill" else 0.0
+  of_student = forward_flops(workdir.stage(stage), length)
+  lines = [_in_mode(line) for line in metrics(workdir.path, stage)]
+  return learning_curve(lines, settings.batch_size, prompt, of_student, of_teacher)
 
 
 def _in_mode(line: dict[str, Any]) -> dict[str, Any]:
@@ -67,17 +71,16 @@ def _in_mode(line: dict[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in line.items() if not name.startswith("validation/pass@")} | of_mode
 
 
-def prompt_tokens(workdir: Path) -> float:
+def prompt_tokens(workdir: Workdir, config: ConfigDict) -> float:
   """Mean length of a prompt."""
-  tokenizer = Tokenizer.from_pretrained(Workdir(workdir).tokenizer)
-  problems = open_problems(read_json(Workdir(workdir).config)["stages"][STAGES["rl"]]["validation_problems"])
+  tokenizer = Tokenizer.from_pretrained(workdir.tokenizer)
+  problems = open_problems(config.stages[STAGES["rl"]].validation_problems)
   prompts = [[{"role": "user", "content": problem.prompt}] for problem in problems]
   return float(np.mean([len(encode_conversation(tokenizer, p, add_generation_prompt=True).ids) for p in prompts]))
 
 
-def teacher_cost(form: str) -> float:
+def teacher_cost(config: ConfigDict) -> float:
   """Operations of all stages that made the teacher."""
-  config = load(str(Path(__file__).parents[1] / "experiments" / demo(form)), [])
   stages = config.pipeline[: config.pipeline.index(TEACHER) + 1]
   return sum(stage_flops(config, name) for name in stages)
 

@@ -26,6 +26,12 @@ def reduce_scatter(x: jax.Array, axes: Sequence[str], dimension: int) -> jax.Arr
   return x
 
 
+def all_reduce(x: jax.Array, axes: Sequence[str]) -> jax.Array:
+  """Under `shard_map`: the sum of `x` over `axes`."""
+  axes = _several(axes)
+  return jax.lax.psum(x, tuple(axes)) if axes else x
+
+
 def _several(axes: Sequence[str]) -> list[str]:
   """The axes of several devices."""
   return [axis for axis in axes if jax.lax.axis_size(axis) > 1]

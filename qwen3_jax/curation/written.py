@@ -32,33 +32,32 @@ def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, wor
   What was written is not written again. With several processes the first writes, with the model on one of its devices.
   Raises DataError that names the key.
   """
-  folder = workdir.path / "written" / name
-  conversations = folder / _KINDS[config.data.written[name].kind].file
+  conversations = workdir.path / "written" / name / _KINDS[config.data.written[name].kind].file
 
   def write() -> None:
     if not conversations.exists():
-      _write(config, name, tokenizer, workdir, folder)
+      _write(config, name, tokenizer, workdir, conversations)
 
   on_first_process(write)
   check_shared(conversations)
   return conversations
 
 
-def _write(config: ConfigDict, name: str, tokenizer: Tokenizer, workdir: Workdir, folder: Path) -> None:
+def _write(config: ConfigDict, name: str, tokenizer: Tokenizer, workdir: Workdir, conversations: Path) -> None:
   settings = config.data.written[name]
-  kind = _KINDS[settings.kind]
   from qwen3_jax.loading import load_parameters
   from qwen3_jax.parameter_folder import find_checkpoint
 
   written_by = workdir.stage(settings.stage)
-  print(f"Writing {folder / kind.file} with the model of stage {settings.stage!r}", flush=True)
+  print(f"Writing {conversations} with the model of stage {settings.stage!r}", flush=True)
   try:
     of_stage = model_settings(config, settings.stage)
     model_config, params = load_parameters(written_by, of_stage.dtype, unroll_layers=of_stage.unroll_layers)
     with task_progress() as on_task:
       model = from_parameters(model_config, params)
       described = {"checkpoint": str(find_checkpoint(written_by)), "dtype": of_stage.dtype}
-      kind.write(_Task(settings, model, tokenizer, folder, config.seed, described, on_task))
+      task = _Task(settings, model, tokenizer, conversations.parent, config.seed, described, on_task)
+      _KINDS[settings.kind].write(task)
   except (ValueError, ImportError, OSError) as error:
     raise DataError(f"data.written.{name}: {error}") from error
 

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from kernels.collectives import all_gather, reduce_scatter
+from kernels.collectives import all_gather, all_reduce, reduce_scatter
 from kernels.ordering import after
 from qwen3_jax.models.remat import GATHERED
 from qwen3_jax.sharding import TOKEN_AXES, TOKENS, array_spec, batch_mesh, entry_axes, on_shards
@@ -53,8 +53,7 @@ def _backward(names, residuals, gradient):
     for dimension, axes in enumerate(_token_axes(spec)):
       total = reduce_scatter(total, axes, dimension)
     split = {axis for entry in spec for axis in entry_axes(entry)}
-    others = tuple(axis for axis in TOKEN_AXES if axis not in split and mesh.shape[axis] > 1)
-    return x_gradient, jax.lax.psum(total, others) if others else total
+    return x_gradient, all_reduce(total, [axis for axis in TOKEN_AXES if axis not in split])
 
   into, out_of = P(*TOKENS, *kept[:1]), P(*TOKENS, *kept[1:])
   mapped = on_shards(local, mesh, in_specs=(into, kept, out_of), out_specs=(into, spec))

@@ -129,9 +129,7 @@ class RolloutBatches:
 
   def _collect_next(self, params: Parameters) -> Future[Collected]:
     if jax.process_count() > 1:  # two threads would start programs in another order on every process
-      future: Future[Collected] = Future()
-      future.set_result(self._collector.collect(self._number + 1, params))
-      return future
+      return _ended(self._collector.collect(self._number + 1, params))
     # The train step takes its state's arrays: the thread needs its own.
     copies = jax.tree.map(jnp.copy, params)
     return self._thread.submit(self._collector.collect, self._number + 1, copies)
@@ -166,9 +164,7 @@ class RolloutBatches:
     self._batch = load_batch(self._file(self._number, "current")) if self._step < self._steps_each else None
     self._next = None
     if state["next"] is not None:
-      self._next = Future()
-      batch = load_batch(self._file(self._number + 1, "next"))
-      self._next.set_result(Collected(batch, state["next"]))
+      self._next = _ended(Collected(load_batch(self._file(self._number + 1, "next")), state["next"]))
 
   def _file(self, number: int, kind: str) -> Path:
     return self._folder / f"{number:08d}.{kind}.npz"
@@ -180,3 +176,9 @@ class RolloutBatches:
 
   def close(self) -> None:
     self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _ended(collected: Collected) -> Future[Collected]:
+  future: Future[Collected] = Future()
+  future.set_result(collected)
+  return future

@@ -7,6 +7,7 @@ import concurrent.futures
 import copy
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -392,25 +393,23 @@ class _OnFirstProcess:
 
   def __init__(self, work: _Work):
     self._work = work
-    self._runs: list[_Run] = []  # by the number of their work
-    self._left: set[int] = set()
+    self._left: dict[int, _Run] = {}  # by the number of their work
+    self._numbers = itertools.count()
 
   def __bool__(self) -> bool:
     return bool(self._left)
 
   def add(self, run: _Run, function: Callable[[], Any]) -> None:
-    self._left.add(len(self._runs))
+    self._left[next(self._numbers)] = run
     if jax.process_index() == 0:
       self._work.add(run, function)
-    self._runs.append(run)
 
   def finished(self, wait: bool) -> list[tuple[_Run, _Outcome]]:
     if not self._left:
       return []
-    numbers = {self._runs[number]: number for number in self._left}  # a run has one piece of work at a time
+    numbers = {run: number for number, run in self._left.items()}  # a run has one piece of work at a time
     ended = on_first_process(lambda: [(numbers[run], outcome) for run, outcome in self._work.finished(wait)])
-    self._left -= {number for number, _ in ended}
-    return [(self._runs[number], _Outcome(*outcome)) for number, outcome in ended]
+    return [(self._left.pop(number), _Outcome(*outcome)) for number, outcome in ended]
 
 
 class _Background:
