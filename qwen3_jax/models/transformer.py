@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -184,8 +185,9 @@ def parameters(model: Transformer) -> Parameters:
   return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+@functools.lru_cache(maxsize=32)  # a run asks for its model's many times
 def abstract_model(config: ModelConfig) -> Transformer:
-  """The model with shapes in place of arrays; allocates nothing."""
+  """The model with shapes in place of arrays; allocates nothing. One for all who ask: not to be changed."""
   return nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))
 
 
