@@ -44,8 +44,8 @@ class Steps(NamedTuple):
 
 # A token costs about three times as much in the MoE (all its experts are small matrices): fewer steps.
 STEPS = {
-  "dense": Steps(250, 80, 50, 600, 30, 350, 500, 20, 30, 3000, 7000),
-  "moe": Steps(200, 60, 40, 600, 30, 150, 300, 20, 20, 2000, 4000),
+  "dense": Steps(250, 80, 50, 500, 30, 300, 450, 20, 30, 2500, 6000),
+  "moe": Steps(200, 60, 40, 500, 30, 150, 300, 20, 20, 2000, 4000),
 }
 QUICK = Steps(100, 30, 20, 150, 8, 60, 60, 5, 10, 500, 500)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
@@ -62,9 +62,12 @@ MIXTURES = {
 }
 PROMPTS = ("def __init__(self", "The following example shows", "Diese Seite")
 # Half of the traces careful, on few rows and in more steps: whether it learns to reason must not depend on the seed.
-TASK = TASKS["mixed_cups"]._replace(hasty=0.5, sft_rows=16)
+TASK = TASKS["mixed_cups"]._replace(
+  problems="cups:{count}:{seed}:1-6:numbered", sequence=80, answer=28, hasty=0.5, sft_rows=16
+)
+DIALOG = 256  # tokens of fusion's
 MEASURED = 128  # problems of an evaluation
-BUDGETS = ",".join(map(str, range(0, 17, 4)))  # tokens: two for each of up to eight swaps
+BUDGETS = ",".join(map(str, range(0, 13, 3)))  # tokens: two for each of up to six swaps
 # As the report samples (section 4.6), but for its penalty, which is for long answers.
 SAMPLING = ("--presence_penalty=0.0", "--slots=256")
 
@@ -75,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.name = f"miniature-{arguments.model}"
   config.model.update(DENSE if arguments.model == "dense" else MOE)
   config.model.update(name=config.name, vocab_size=VOCABULARY, unroll_layers=True)  # unrolled is faster on a CPU
-  config.tokenizer.train_vocab_size = VOCABULARY
+  config.tokenizer.update(train_vocab_size=VOCABULARY, train_megabytes=4)
   # One virtual device a core costs the least CPU time a token; each holds a whole copy of so small a model.
   config.cpu_devices = 2
   config.mesh.update(data=-1, fsdp=1)
@@ -90,8 +93,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _add_pretraining(config: ConfigDict, steps: Steps) -> None:
   # Enough for all stages, so that tokens are read once; documents of 5% are kept, for the small domains' sake.
-  for domain, megabytes in (("code", 4), ("documentation", 4), ("multilingual", 4)):
-    config.data.corpora[domain] = corpus(f"python:{domain}", limit_megabytes=megabytes, validation_fraction=0.05)
+  for domain in ("code", "documentation", "multilingual"):
+    config.data.corpora[domain] = corpus(f"python:{domain}", limit_megabytes=2, validation_fraction=0.05)
   config.pipeline = ("s1", "s2", "s3")
   s1 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR, "warmup_steps": 20}
   s2 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR / 10, "decay_fraction": 1.0}
@@ -123,7 +126,7 @@ def _add_post_training(config: ConfigDict, steps: Steps) -> None:
   """Post-training of a flagship, but for general RL."""
   task = TASK._replace(sft_steps=steps.cold_start, rl_steps=steps.reasoning_rl)
   add_reasoning(config, task, PEAK_LR)
-  add_fusion(config, task, steps.fusion, steps.problems)
+  add_fusion(config, task, steps.fusion, steps.problems, DIALOG)
   held_out = task.problems.format(count=MEASURED, seed=HELD_OUT)
   options = (*SAMPLING, "--dtype=float32", f"--max_new_tokens={task.answer}", "--samples=4")
   modes, curve = f"modes:{held_out}", f"budget_curve:{held_out}"

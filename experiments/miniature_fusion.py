@@ -26,8 +26,10 @@ def get_config(arg: str = "") -> ConfigDict:
   return recipes.finish(config, arguments)
 
 
-def add_fusion(config: ConfigDict, task: miniature_reasoning.Task, steps: int, problems: int) -> None:
-  """Fusion after reasoning RL, at the end of the pipeline."""
+def add_fusion(
+  config: ConfigDict, task: miniature_reasoning.Task, steps: int, problems: int, sequence: int = SEQUENCE
+) -> None:
+  """Fusion after reasoning RL, at the end of the pipeline, on dialogs of at most `sequence` tokens."""
   config.data.written.fusion = written_fusion(
     "reasoning_rl",
     problems=task.problems.format(count=problems, seed=4),
@@ -40,7 +42,7 @@ def add_fusion(config: ConfigDict, task: miniature_reasoning.Task, steps: int, p
     fusion={
       "samples": 1,
       "at_a_time": 256,
-      "most_tokens": SEQUENCE,
+      "most_tokens": sequence,
       "system_prompts": ("",),
       "multi_turn_share": 0.8,
       "later_flag_share": 0.4,
@@ -49,10 +51,10 @@ def add_fusion(config: ConfigDict, task: miniature_reasoning.Task, steps: int, p
   config.data.corpora.fusion = corpus("written:fusion", validation_fraction=0.04)
   config.pipeline += ("fusion",)
   config.stages.fusion = sft_stage(
-    sequence_length=SEQUENCE,
+    sequence_length=sequence,
     rope_theta=miniature_reasoning.ROPE_THETA,
     batch_size=ROWS,
-    tokens=steps * ROWS * SEQUENCE,
+    tokens=steps * ROWS * sequence,
     mixture={"fusion": 1.0},
     validation_problems=task.problems.format(count=128, seed=miniature_reasoning.HELD_OUT),
     evaluate_problems=128,
