@@ -54,12 +54,13 @@ class Material:
 
   @property
   def environment(self) -> dict[str, str]:
-    """Of a run: one CPU, compiled programs kept in a cache of our own, since a kill may leave half an entry there."""
+    """Of a run: one CPU; programs compiled once in a test session."""
     return os.environ | {
       "JAX_PLATFORMS": "cpu",
       "XLA_FLAGS": fast_compiling.FLAGS,
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "xla"),
+      "JAX_COMPILATION_CACHE_DIR": str(fast_compiling.RUNS_CACHE),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
       "PYTHONPATH": str(ROOT),
     }
 
@@ -102,7 +103,7 @@ class Material:
     command = self.command(experiment, workdir, **changes)
     if max_file_bytes:
       command[1:1] = ["-c", _LIMITED, str(max_file_bytes)]
-    return self._process(command)
+    return self.process(command)
 
   def start_tiny(
     self, experiment: str, workdir: Path, changes: dict[str, Any], processes: int = 1
@@ -111,9 +112,10 @@ class Material:
     config = f"--config={ROOT / 'experiments' / experiment}.py:tiny"
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
     command = [sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides]
-    return self._process(command if processes == 1 else several(processes, command))
+    return self.process(command if processes == 1 else several(processes, command))
 
-  def _process(self, command: list[str]) -> subprocess.Popen[str]:
+  def process(self, command: list[str]) -> subprocess.Popen[str]:
+    """Of any command, its output in pipes."""
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
 
   def run(self, experiment: str, workdir: Path, **options: Any) -> Ended:

@@ -13,10 +13,9 @@ from qwen3_jax.config import model_settings
 from qwen3_jax.curation.fusion_pipeline import CONVERSATIONS, fusion_data
 from qwen3_jax.curation.fusion_settings import FusionSettings
 from qwen3_jax.curation.teacher_answers import ANSWERS, ROUNDS, TeacherSettings, teacher_answers, teacher_engine
-from qwen3_jax.data.corpora import check_shared
 from qwen3_jax.data.records import DataError
+from qwen3_jax.data.shared_storage import write_for_all
 from qwen3_jax.data.tokenizer import Tokenizer
-from qwen3_jax.distributed import on_first_process
 from qwen3_jax.models.transformer import Transformer, from_parameters, parameters
 from qwen3_jax.on_task import OnTask
 from qwen3_jax.problems.problem import Problem
@@ -38,8 +37,7 @@ def write_conversations(config: ConfigDict, name: str, tokenizer: Tokenizer, wor
     if not conversations.exists():
       _write(config, name, tokenizer, workdir, conversations)
 
-  on_first_process(write)
-  check_shared(conversations)
+  write_for_all(conversations, write)
   return conversations
 
 

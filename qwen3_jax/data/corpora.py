@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from qwen3_jax.atomic_folder import atomic_folder
@@ -16,13 +13,12 @@ from qwen3_jax.config import WRITTEN, model_settings
 from qwen3_jax.data.prepare import fingerprint, is_prepared, prepare
 from qwen3_jax.data.prepared import PreparedCorpus
 from qwen3_jax.data.records import DataError, read_manifest
+from qwen3_jax.data.shared_storage import write_for_all
 from qwen3_jax.data.sources import documents, open_source
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.data.train_tokenizer import train_sentencepiece
-from qwen3_jax.distributed import on_first_process
 
 _PREPARED = "prepared:"
-_SEEN_WITHIN_SECONDS = 90  # NFS may remember for a minute that a file was not there
 
 
 def prepare_corpora(config: ConfigDict, workdir: Path) -> tuple[Tokenizer, dict[str, Path]]:
@@ -58,11 +54,9 @@ def _tokenizer(config: ConfigDict, corpora: list[str], workdir: Path) -> Tokeniz
   kept = workdir / "tokenizer"  # what whoever loads a checkpoint of the run looks for
   if config.tokenizer.path:
     tokenizer = _given_tokenizer(config.tokenizer.path)
-    on_first_process(lambda: _keep(tokenizer, kept, config.tokenizer.path))
-    check_shared(kept)
+    write_for_all(kept, lambda: _keep(tokenizer, kept, config.tokenizer.path))
     return tokenizer
-  on_first_process(lambda: _train_tokenizer(config, corpora, kept))
-  check_shared(kept)
+  write_for_all(kept, lambda: _train_tokenizer(config, corpora, kept))
   return Tokenizer.from_pretrained(kept)
 
 
@@ -136,8 +130,7 @@ def _prepared(config: ConfigDict, name: str, cache: Path, tokenizer: Tokenizer) 
     with _naming(config, name):
       prepare(settings.source, folder, tokenizer, workers=config.data.prepare_workers, **options)
 
-  on_first_process(make)
-  check_shared(folder / "manifest.json")
+  write_for_all(folder / "manifest.json", make)
   return folder
 
 
@@ -148,18 +141,6 @@ def _naming(config: ConfigDict, corpus: str) -> Iterator[None]:
     yield
   except (DataError, ImportError) as error:
     raise DataError(f"data.corpora.{corpus}.source={config.data.corpora[corpus].source!r}: {error}") from error
-
-
-def check_shared(path: Path) -> None:
-  """Process 0 has written `path`: every process must see it, if late, as a network file system may show it."""
-  deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
-  while not path.exists():
-    if time.monotonic() > deadline:
-      raise DataError(
-        f"{path}: written by process 0, not seen by process {jax.process_index()} on {socket.gethostname()} within"
-        f" {_SEEN_WITHIN_SECONDS} s; --workdir and data.cache must lie on storage that all processes share"
-      )
-    time.sleep(0.5)
 
 
 def open_mixture(shares: ConfigDict, corpora: dict[str, Path]) -> dict[str, tuple[PreparedCorpus, float]]:

@@ -1,8 +1,6 @@
 """What a real run of two processes leaves behind of itself. That of killed runs: tests/test_main.py."""
 
 import re
-import subprocess
-import sys
 import time
 
 import jax
@@ -25,13 +23,9 @@ def run(tmp_path_factory):
   """Work directory, seconds that it took, what was printed."""
   material = run_helpers.make_material(tmp_path_factory.mktemp("material"))
   workdir = Workdir(tmp_path_factory.mktemp("run") / "run")
-  launcher = [sys.executable, "-m", "launch.local_processes", "--processes=2", "--"]
-  command = material.command("dense_0_6b:stage=s1", workdir.path, **OPTIONS)
-  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  environment, root = material.environment, run_helpers.ROOT
+  command = [*material.command("dense_0_6b:stage=s1", workdir.path, **OPTIONS), "--profile_steps=4,5"]
   started = time.time()
-  process = subprocess.Popen([*launcher, *command, "--profile_steps=4,5"], **pipes, env=environment, cwd=root)
-  ended = run_helpers.finish(process).check()
+  ended = run_helpers.finish(material.process(run_helpers.several(2, command))).check()
   return workdir, time.time() - started, ended.out
 
 
