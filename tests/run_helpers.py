@@ -112,7 +112,7 @@ class Material:
     config = f"--config={ROOT / 'experiments' / experiment}.py:tiny"
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
     command = [sys.executable, "-m", "qwen3_jax.main", config, f"--workdir={workdir}", *overrides]
-    return self.process(command if processes == 1 else several(processes, command))
+    return self.process(several(processes, command))
 
   def process(self, command: list[str]) -> subprocess.Popen[str]:
     """Of any command, its output in pipes."""
@@ -147,7 +147,9 @@ class Ended:
 
 
 def several(processes: int, command: list[str]) -> list[str]:
-  """`command` as so many processes of one run."""
+  """`command` as so many processes of one run; one needs no launcher."""
+  if processes == 1:
+    return command
   launcher = [sys.executable, "-m", "launch.local_processes", f"--processes={processes}", "--"]
   return [*launcher, *command, "--heartbeat_seconds=10"]
 

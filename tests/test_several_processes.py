@@ -56,7 +56,7 @@ class Run:
   def start(self, processes: int, **mesh: int) -> subprocess.Popen[str]:
     options = OPTIONS | {"cpu_devices": 8 // processes} | {f"mesh__{axis}": size for axis, size in mesh.items()}
     command = self.material.command(EXPERIMENT, self.workdir, **options)
-    return self.material.process(run_helpers.several(processes, command) if processes > 1 else command)
+    return self.material.process(run_helpers.several(processes, command))
 
   def part(self, processes: int, number: int | None = None, victim: int = 0, steps: int = 0, **mesh: int) -> Part:
     """Starts it and, after `steps` steps, sends the signal `number` to one process; without one, waits for the end."""
