@@ -28,7 +28,7 @@ FOLLOW, LOSS = 0.98, 0.03
 TASKS = {
   "follow": [f"--tasks=think_follow:{PROBLEMS}", "--dialogs=200", "--turns=4"],
   "modes": [f"--tasks=modes:{PROBLEMS}", "--samples=4"],
-  "budgets": [f"--tasks=budget_curve:{PROBLEMS}", "--samples=4", "--budgets=0,2,4,6,8,10,12,14,16"],
+  "budgets": [f"--tasks=budget_curve:{PROBLEMS}", "--samples=4", "--budgets=0,3,6,9,12,15,18,21,24"],
 }
 SAMPLING = ["--presence_penalty=0.0"]  # else as the report samples (section 4.6): temperature 0.6 and 0.7, top-p, top-k
 
@@ -37,7 +37,7 @@ def evaluate(workdir: Path, stage: str, name: str, options: list[str]) -> dict[s
   """Metrics of a task on the end of a stage, also for the report of the run."""
   path = workdir / "evaluations" / f"{name}-{stage}.json"
   path.parent.mkdir(exist_ok=True)
-  common = [*SAMPLING, "--dtype=float32", "--slots=256", "--max_new_tokens=32", f"--json={path}"]
+  common = [*SAMPLING, "--dtype=float32", "--slots=256", "--max_new_tokens=36", f"--json={path}"]
   command("qwen3_jax.evaluate", f"--checkpoint={workdir / 'stages' / stage}", *options, *common)
   (found,) = json.loads(path.read_text()).values()
   return found["metrics"]

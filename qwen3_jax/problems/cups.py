@@ -6,53 +6,60 @@ A ball starts under one of five cups, which are then swapped in pairs; under whi
 from __future__ import annotations
 
 import random
+import re
 
 from qwen3_jax.problems.problem import Problem
 
 CUPS = "abcde"
 
 
-def cups_problems(count: int, seed: int, swaps: tuple[int, int] = (6, 6), numbered: bool = False) -> list[Problem]:
-  """`count` different problems of a number of swaps within `swaps`, both inclusive; sub-domains are their numbers.
+def cups_problems(count: int, seed: int, lengths: tuple[int, int] = (6, 6), numbered: bool = False) -> list[Problem]:
+  """`count` different problems of a number of swaps within `lengths`, both inclusive; sub-domains are their numbers.
 
-  `numbered` swaps have their number in front: easier to find where their number varies.
+  `numbered` swaps have their number in front (`b1 ab2 ca`): easier to find where how many there are varies. Without a
+  space before the number, since the tokenizer would make it a token of its own.
   """
   rng = random.Random(f"cups {seed}")
   problems: dict[str, Problem] = {}
   while len(problems) < count:
-    problem = _problem(rng, rng.randint(*swaps), numbered)
+    problem = _problem(rng, rng.randint(*lengths), numbered)
     problems.setdefault(problem.id, problem)
   return list(problems.values())
 
 
+def swaps(problem: Problem) -> list[str]:
+  """Pairs of cups."""
+  return re.findall(f"[{CUPS}]{{2}}", problem.prompt)
+
+
 def places(problem: Problem) -> list[str]:
   """The ball's place after each swap."""
-  start, *swaps = problem.prompt.split()
+  place = problem.prompt[0]
   found = []
-  for swap in swaps[1::2] if is_numbered(problem) else swaps:
-    start = {swap[0]: swap[1], swap[1]: swap[0]}.get(start, start)
-    found.append(start)
+  for a, b in swaps(problem):
+    place = {a: b, b: a}.get(place, place)
+    found.append(place)
   return found
 
 
 def is_numbered(problem: Problem) -> bool:
-  return any(word.isdigit() for word in problem.prompt.split())
+  return any(character.isdigit() for character in problem.prompt)
 
 
-def _problem(rng: random.Random, swaps: int, numbered: bool) -> Problem:
+def _problem(rng: random.Random, length: int, numbered: bool) -> Problem:
   start = place = rng.choice(CUPS)
   pairs = []
-  for _ in range(swaps):
+  for _ in range(length):
     a, b = rng.sample(CUPS, 2)
     if place not in (a, b) and rng.random() < 0.5:
       a = place
     pairs.append(a + b)
     place = {a: b, b: a}.get(place, place)
-  prompt = " ".join([start, *(f"{n} {pair}" if numbered else pair for n, pair in enumerate(pairs, 1))])
+  prompt = start + "".join(f"{n if numbered else ''} {pair}" for n, pair in enumerate(pairs, 1))
   return Problem(
     id=f"cups-{prompt.replace(' ', '-')}",
     domain="logic",
-    sub_domain=f"{swaps} swaps",
+    sub_domain=f"{length} swaps",
     prompt=prompt,
     verifier={"kind": "exact"},
     reference=place,

@@ -41,8 +41,11 @@ def completion(
     closed = where.stop < len(tokens)
     ending = "unclosed" if not closed else "budget" if result.thinking_halted else "closed"
     thinking = tokens[where]
-    # The inserted sentence's end, after </think>, is no part of the response.
-    written = itertools.compress(tokens[where.stop + 1 :], sampled[where.stop + 1 :])
+    # Of no part in the response: the inserted sentence's end, after </think>, and the model closing its thinking once
+    # more after it.
+    written = list(itertools.compress(tokens[where.stop + 1 :], sampled[where.stop + 1 :]))
+    if result.thinking_halted and ids.end in written:
+      written = written[len(written) - written[::-1].index(ids.end) :]
     response = [*tokens[: max(where.start - 1, 0)], *written]
   # A model may have more rows than its tokenizer has tokens: they stand for nothing.
   V = tokenizer.vocab_size

@@ -54,9 +54,11 @@ def test_numbered_swaps():
   plain = cups_problems(100, 4, (1, 8))
   assert [p.reference for p in made] == [p.reference for p in plain] and made != plain
   for p in made:
-    thinking = steps(p).split()
-    assert thinking[::2] == [str(n) for n in range(1, len(thinking) // 2 + 1)] == p.prompt.split()[1::2]
-    assert thinking[1::2] == places(p) and thinking[-1] == p.reference
+    written = re.findall(r"(\d) ([a-e]{2}) ([a-e])", steps(p))
+    numbers, pairs, found = zip(*written, strict=True)
+    assert list(zip(numbers, pairs, strict=True)) == re.findall(r"(\d) ([a-e]{2})", p.prompt)
+    assert list(numbers) == [str(n) for n in range(1, len(numbers) + 1)]
+    assert list(found) == places(p) and found[-1] == p.reference
   assert "expected cups:COUNT" in check_spec("cups:5:0:1-8:counted")
 
 

@@ -86,6 +86,18 @@ def test_the_sentence_is_inserted_at_the_budget(tokenizer, script, budget):
   assert text.response == tokenizer.decode(script.response)
 
 
+@pytest.mark.parametrize("budget", [2, None])
+def test_a_second_end_of_thinking(tokenizer, script, budget):
+  """After the sentence it is no part of the response; of a model that was not halted it is a fault to be seen."""
+  result = script.run(thinking_budget=budget)
+  place = len(result.tokens) - len(script.response) - 1
+  assert result.tokens[place:-1] == script.response
+  for values, value in ((result.tokens, script.ids.end), (result.sampled, True)):
+    values.insert(place, value)
+  text = completion(tokenizer, script.ids, [script.prompt], result)
+  assert text.response == ("" if budget else "</think>") + tokenizer.decode(script.response)
+
+
 @pytest.mark.parametrize("budget", [3, 10, 50])
 def test_the_answer_has_its_own_limit(script, budget):
   """max_new_tokens counts the answer where there is a budget, and everything where there is none."""
