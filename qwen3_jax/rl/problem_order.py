@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_jax.data.records import DataError
 from qwen3_jax.problems.problem import Problem
 
 _SMALLEST_SHARE = 0.25  # of the problems that an epoch asks, at least
@@ -67,10 +68,10 @@ class ProblemOrder:
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Raises ValueError if it is of other problems."""
+    """Raises DataError if it is of other problems."""
     unknown = sorted({*state["left_out"], *state["settled"]} - self._numbers.keys())
     if unknown:
-      raise ValueError(f"state of the problems' order: no problem {unknown[0]!r}; were the problems changed?")
+      raise DataError(f"state of the problems' order: no problem {unknown[0]!r}; were the problems changed?")
     self._epoch, self._next = state["epoch"], state["next"]
     self._left_out = {self._numbers[id] for id in state["left_out"]}
     self._settled = {self._numbers[id] for id in state["settled"]}

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen3_jax.data.records import DataError
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.rl.advantages import group_advantages, overlong_penalty, zero_variance
 from qwen3_jax.rl.entropy_control import EntropyControl
@@ -109,7 +110,7 @@ def test_order_resumes(taken):
   resumed = ProblemOrder(problems(10), seed=1, relearn=True)
   resumed.set_state(state)
   assert [p.id for p in resumed.take(20)] == [p.id for p in whole.take(20)]
-  with pytest.raises(ValueError, match="no problem 'p"):
+  with pytest.raises(DataError, match="no problem 'p"):
     ProblemOrder(problems(2), seed=1, relearn=True).set_state({**state, "settled": ["p7"]})
   with pytest.raises(ValueError, match="twice"):
     ProblemOrder([*problems(2), *problems(1)], seed=1, relearn=True)
