@@ -3,7 +3,7 @@
   python benchmarks/demo.py [--seeds=0,1,2] [--form=quick] [--kills=5] [--workdir=DIR] [--json=FILE]
 
 Each seed is a run of experiments/miniature.py as `make demo` starts it. Its claims are read from what it leaves, with
-95% intervals where the run measured them. With --kills a second run of the first seed gets SIGKILL so often, each time
+95% intervals. With --kills a second run of the first seed gets SIGKILL so often, each time
 at a random moment of the time that the undisturbed run took, and is started again with the same command; in the end
 all its metrics but times, and all evaluations, must be those of the undisturbed run.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 from experiment_runs import DEMO_LOG_EVERY, ROOT, demo, metrics, train, training
 
+from qwen3_jax.evaluation.confidence import Estimate, Interval, difference, wilson
 from qwen3_jax.evaluation.result_tables import budget_group
 from qwen3_jax.workdir import Workdir
 
@@ -68,44 +69,47 @@ def left(workdir: Path) -> dict[str, Any]:
   return found
 
 
-def claims(workdir: Path) -> list[tuple[str, float, tuple[float, float] | None, bool]]:
-  """What is claimed, its value, its interval, whether it holds."""
-  pass1 = lambda stage, of="": [
-    line[f"validation/pass@1{of}"] for line in metrics(workdir, stage) if "validation/pass@1" in line
-  ]
-  cold, reinforced = pass1("reasoning_rl")[0], pass1("reasoning_rl")[-1]
+def claims(workdir: Path) -> list[tuple[str, Estimate, bool]]:
+  """What is claimed, with its interval, whether it holds.
+
+  Of pass@1 while training, an interval counts every problem as one answer.
+  """
+  problems = json.loads(Workdir(workdir).config.read_text())["stages"]["reasoning_rl"]["evaluate_problems"]
+
+  def pass1(stage: str, of: str = "") -> tuple[Estimate, Estimate]:
+    """At its first and last evaluation."""
+    found = [line[f"validation/pass@1{of}"] for line in metrics(workdir, stage) if "validation/pass@1" in line]
+    first, last = (Estimate(share, wilson(share, problems)) for share in (found[0], found[-1]))
+    return first, last
+
+  def measured(task: dict[str, Any], name: str) -> Estimate:
+    return Estimate(task["metrics"][name], Interval(*task["intervals"][name]))
+
   before, fused = (_evaluation(workdir, name) for name in ("reasoning", "fusion"))
-  thinking, answering = (fused["modes"]["metrics"][f"{mode}/pass@1"] for mode in ("think", "no_think"))
-  follow, budgets = fused["think_follow"], fused["budget_curve"]
-  interval = lambda task, name: tuple(task["intervals"][name]) if name in task.get("intervals", {}) else None
-  full = f"{budget_group(None)}/accuracy"
-  kept = thinking - before["budget_curve"]["metrics"][full]
+  full, none = (f"{budget_group(budget)}/accuracy" for budget in (None, 0))
+  thinking, answering = (measured(fused["modes"], f"{mode}/pass@1") for mode in ("think", "no_think"))
+  obeying = measured(fused["think_follow"], "all turns/obeys")
+  budgets = fused["budget_curve"]
+  well_formed = min(fused["modes"]["metrics"][f"{mode}/well_formed"] for mode in ("think", "no_think"))
+  gained = lambda ends: difference(ends[1], ends[0])
+  reinforced, kept = gained(pass1("reasoning_rl")), difference(thinking, measured(before["budget_curve"], full))
   # Thinking: without it the teacher is no better than the student.
-  distilled, student_rl = pass1("student_on_policy", "/think"), pass1("student_rl", "/think")
+  distilled = pass1("student_on_policy", "/think")
+  beside_rl = difference(distilled[1], pass1("student_rl", "/think")[1])
+  by_thinking = difference(measured(budgets, full), measured(budgets, none))
   return [
-    ("reasoning RL: pass@1 gained", reinforced - cold, None, reinforced > cold),
-    ("fusion: thinking, less before it", kept, None, kept >= -0.03),
-    ("fusion: thinking", thinking, interval(fused["modes"], "think/pass@1"), thinking > answering),
-    ("fusion: not thinking", answering, interval(fused["modes"], "no_think/pass@1"), True),
+    ("reasoning RL: pass@1 gained", reinforced, reinforced.value > 0),
+    ("fusion: thinking, less before it", kept, kept.value >= -0.03),
+    ("fusion: thinking, less not thinking", difference(thinking, answering), thinking.value > answering.value),
+    ("fusion: answers of the right form", Estimate(well_formed, wilson(well_formed, problems)), well_formed == 1.0),
+    ("ThinkFollow: turns that obey", obeying, obeying.value >= 0.98),
     (
-      "ThinkFollow: turns that obey",
-      follow["metrics"]["all turns/obeys"],
-      interval(follow, "all turns/obeys"),
-      follow["metrics"]["all turns/obeys"] >= 0.98,
+      "thinking budget: full, less none; rises",
+      by_thinking,
+      budgets["metrics"]["monotone"] == 1.0 and by_thinking.value > 0,
     ),
-    (
-      "thinking budget: gained from none to full",
-      budgets["metrics"]["gain"],
-      interval(budgets, full),
-      budgets["metrics"]["monotone"] == 1.0 and budgets["metrics"]["gain"] > 0,
-    ),
-    ("student thinking: distilled, pass@1 gained", distilled[-1] - distilled[0], None, distilled[-1] > distilled[0]),
-    (
-      "student thinking: distilled, less by RL",
-      distilled[-1] - student_rl[-1],
-      None,
-      distilled[-1] >= student_rl[-1] - 0.02,
-    ),
+    ("student thinking: distilled, pass@1 gained", gained(distilled), gained(distilled).value > 0),
+    ("student thinking: distilled, less by RL", beside_rl, beside_rl.value >= -0.02),
   ]
 
 
@@ -126,9 +130,9 @@ def main() -> None:
   folder = arguments.workdir or Path(tempfile.mkdtemp(prefix="demo-"))
   rows = []
 
-  def add(name: str, value: float, interval: tuple[float, float] | None, holds: bool) -> None:
+  def add(name: str, value: float, holds: bool, interval: Interval | None = None) -> None:
     rows.append({"name": name, "ours": value, "interval": interval, "holds": holds})
-    shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    shown = f"[{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
     print(f"{name:56s} {value:8.3f}  {shown:16s} {'yes' if holds else 'NO'}", flush=True)
 
   seeds = [int(seed) for seed in arguments.seeds.split(",")]
@@ -136,9 +140,9 @@ def main() -> None:
     workdir = folder / f"seed{seed}"
     seconds = run(arguments.form, seed, workdir)
     limit = MINUTES[arguments.form]
-    add(f"seed {seed}: minutes, at most {limit:g}", seconds / 60, None, seconds <= 60 * limit)
-    for name, value, interval, holds in claims(workdir):
-      add(f"seed {seed}: {name}", value, interval, holds)
+    add(f"seed {seed}: minutes, at most {limit:g}", seconds / 60, seconds <= 60 * limit)
+    for name, estimate, holds in claims(workdir):
+      add(f"seed {seed}: {name}", estimate.value, holds, estimate.interval)
     if arguments.kills and seed == seeds[0]:
       killed = folder / f"killed{seed}"
       lived = run_killed(arguments.form, seed, killed, arguments.kills, seconds)
@@ -147,7 +151,7 @@ def main() -> None:
       print(
         f"killed after {', '.join(f'{wait:.0f} s' for wait in lived)}; differ: {', '.join(sorted(differ)) or 'none'}"
       )
-      add(f"seed {seed}: killed {len(lived)} times, stages and evaluations that differ", len(differ), None, not differ)
+      add(f"seed {seed}: killed {len(lived)} times, stages and evaluations that differ", len(differ), not differ)
   if arguments.json:
     arguments.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
   sys.exit(0 if all(row["holds"] for row in rows) else 1)

@@ -69,6 +69,17 @@ def clustered(groups: Sequence[Sequence[float]]) -> Estimate:
   return Estimate(mean, wilson(mean, max(1.0, N / max(1.0, found / alone))))
 
 
+def difference(a: Estimate, b: Estimate) -> Estimate:
+  """a less b, two shares with score intervals, with its own (Newcombe 1998, method 10).
+
+  It is for independent answers: wider than it need be where both are of the same problems.
+  """
+  low = math.hypot(a.value - a.interval.low, b.interval.high - b.value)
+  high = math.hypot(a.interval.high - a.value, b.value - b.interval.low)
+  value = a.value - b.value
+  return Estimate(value, Interval(value - low, value + high))
+
+
 def chance_of_drop(differences: Sequence[int]) -> float:
   """How likely a sum so small is, were each difference as likely to have the other sign: a one-sided p-value.
 

@@ -8,7 +8,7 @@ import scipy.stats
 
 from qwen3_jax.data.tokenizer import Tokenizer
 from qwen3_jax.evaluation.budget_curve import BudgetCurve
-from qwen3_jax.evaluation.confidence import chance_of_drop, clustered, holm, wilson
+from qwen3_jax.evaluation.confidence import Estimate, chance_of_drop, clustered, difference, holm, wilson
 from qwen3_jax.evaluation.questions import Answered, Asking
 from qwen3_jax.evaluation.result_tables import budget_of
 from qwen3_jax.rollout.engine import Engine
@@ -130,6 +130,17 @@ def test_what_cannot_be(engine, tokenizer):
   long = problem(7, "a", "x " * 400)
   with pytest.raises(ValueError, match="problem 'p7': its prompt leaves no room"):
     BudgetCurve([long], asking=GREEDY).run_with(GREEDY.of_engine(engine, tokenizer))
+
+
+@pytest.mark.parametrize(
+  "first, second, expected",
+  [((56, 70), (48, 80), (0.0524, 0.3339)), ((9, 10), (3, 10), (0.1705, 0.8090)), ((5, 56), (0, 29), (-0.0381, 0.1926))],
+)
+def test_intervals_of_differences(first, second, expected):
+  """Examples of Newcombe 1998, Table II."""
+  found = difference(*(Estimate(right / of, wilson(right / of, of)) for right, of in (first, second)))
+  assert found.value == first[0] / first[1] - second[0] / second[1]
+  assert found.interval == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 5), (5, 5), (3, 7), (98, 100), (1, 1)])
