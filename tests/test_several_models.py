@@ -77,7 +77,7 @@ def test_a_student_in_the_run_of_its_teacher(tmp_path):
     "stages.s1.tokens": 4 * 1024,
     "stages.student_s1.tokens": 2 * 1024,
     **{f"stages.{name}.steps": 2 for name in STUDENT[2:]},
-    "stages.student_off_policy.tokens": 2 * 8 * 192,
+    "stages.student_off_policy.tokens": 2 * 8 * 128,
   }
   run = Workdir(tmp_path / "run")
   start = lambda processes=1: finish(
