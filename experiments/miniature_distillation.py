@@ -19,7 +19,7 @@ from qwen3_jax.config_loading import parse_arg
 TASK = TASKS["cups"]
 OFF_POLICY_STEPS = 200
 DISTILL_PROMPTS, DISTILL_STEPS = 128, 20
-EVALUATE_EVERY = 5
+EVALUATE_EVERY = 4
 
 
 def get_config(arg: str = "") -> ConfigDict:
