@@ -37,7 +37,7 @@ def evaluate(workdir: Path, stage: str, name: str, options: list[str]) -> dict[s
   """Metrics of a task on the end of a stage, also for the report of the run."""
   path = workdir / "evaluations" / f"{name}-{stage}.json"
   path.parent.mkdir(exist_ok=True)
-  common = [*SAMPLING, "--dtype=float32", "--slots=256", "--max_new_tokens=36", f"--json={path}"]
+  common = [*SAMPLING, "--dtype=float32", "--slots=256", "--max_new_tokens=38", f"--json={path}"]
   command("qwen3_jax.evaluate", f"--checkpoint={workdir / 'stages' / stage}", *options, *common)
   (found,) = json.loads(path.read_text()).values()
   return found["metrics"]

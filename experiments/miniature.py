@@ -44,7 +44,7 @@ class Steps(NamedTuple):
 
 # A token costs about three times as much in the MoE (all its experts are small matrices): fewer steps.
 STEPS = {
-  "dense": Steps(250, 80, 50, 500, 30, 350, 400, 20, 30, 3000, 4000),
+  "dense": Steps(250, 80, 50, 500, 30, 350, 320, 20, 30, 3000, 4000),
   "moe": Steps(200, 60, 40, 400, 30, 150, 300, 20, 20, 2000, 3000),
 }
 QUICK = Steps(100, 30, 20, 200, 8, 60, 100, 5, 10, 500, 800)
@@ -63,11 +63,11 @@ MIXTURES = {
 PROMPTS = ("def __init__(self", "The following example shows", "Diese Seite")
 # Few rows a step and a late decay: whether it learns to reason must not depend on the seed.
 TASK = TASKS["mixed_cups"]._replace(
-  problems="cups:{count}:{seed}:2-6:numbered", sequence=64, answer=30, hasty=0.4, sft_rows=16
+  problems="cups:{count}:{seed}:2-6:numbered", sequence=66, answer=32, hasty=0.4, sft_rows=16
 )
-DIALOG = 224  # tokens of fusion's
+DIALOG = 232  # tokens of fusion's
 MEASURED = 128  # problems of an evaluation
-BUDGETS = ",".join(map(str, range(0, 17, 4)))  # tokens: three for each of up to six swaps
+BUDGETS = ",".join(map(str, range(0, 17, 4)))  # tokens: two, and three for each of up to six swaps
 # As the report samples (section 4.6), but for its penalty, which is for long answers.
 SAMPLING = ("--presence_penalty=0.0", "--slots=256")
 

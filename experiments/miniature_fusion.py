@@ -14,7 +14,7 @@ from qwen3_jax.config_loading import parse_arg
 
 TASK = miniature_reasoning.TASKS["mixed_cups"]
 STEPS, PROBLEMS = 300, 4000  # problems of each mode
-ROWS, SEQUENCE = 16, 288  # of dialogs
+ROWS, SEQUENCE = 16, 304  # of dialogs
 BOTH_MODES = {"plain": 0.0, "think": 0.5, "no_think": 0.5}
 
 

@@ -61,8 +61,8 @@ TASKS = {
   "mixed_cups": Task(
     "cups:{count}:{seed}:1-8:numbered",
     vocabulary=340,
-    sequence=76,
-    answer=36,
+    sequence=80,
+    answer=38,
     hasty=0.65,
     traces=10_000,
     sft_steps=500,

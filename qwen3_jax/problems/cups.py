@@ -16,8 +16,8 @@ CUPS = "abcde"
 def cups_problems(count: int, seed: int, lengths: tuple[int, int] = (6, 6), numbered: bool = False) -> list[Problem]:
   """`count` different problems of a number of swaps within `lengths`, both inclusive; sub-domains are their numbers.
 
-  `numbered` swaps have their number in front (`b1 ab2 ca`): easier to find where how many there are varies. Without a
-  space before the number, since the tokenizer would make it a token of its own.
+  `numbered` swaps have their number in front, and the ball's first place is number 0 (`0 b1 ab2 ca`): easier to find
+  where how many there are varies. There is no space before a number, since the tokenizer would make it a token.
   """
   rng = random.Random(f"cups {seed}")
   problems: dict[str, Problem] = {}
@@ -27,6 +27,13 @@ def cups_problems(count: int, seed: int, lengths: tuple[int, int] = (6, 6), numb
   return list(problems.values())
 
 
+def start(problem: Problem) -> str:
+  """The ball's place before the first swap."""
+  match = re.search(f"[{CUPS}]", problem.prompt)
+  assert match is not None
+  return match[0]
+
+
 def swaps(problem: Problem) -> list[str]:
   """Pairs of cups."""
   return re.findall(f"[{CUPS}]{{2}}", problem.prompt)
@@ -34,7 +41,7 @@ def swaps(problem: Problem) -> list[str]:
 
 def places(problem: Problem) -> list[str]:
   """The ball's place after each swap."""
-  place = problem.prompt[0]
+  place = start(problem)
   found = []
   for a, b in swaps(problem):
     place = {a: b, b: a}.get(place, place)
@@ -55,7 +62,7 @@ def _problem(rng: random.Random, length: int, numbered: bool) -> Problem:
       a = place
     pairs.append(a + b)
     place = {a: b, b: a}.get(place, place)
-  prompt = start + "".join(f"{n if numbered else ''} {pair}" for n, pair in enumerate(pairs, 1))
+  prompt = "".join(f"{n} {word}" for n, word in enumerate([start, *pairs])) if numbered else " ".join([start, *pairs])
   return Problem(
     id=f"cups-{prompt.replace(' ', '-')}",
     domain="logic",
