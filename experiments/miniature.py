@@ -44,7 +44,7 @@ class Steps(NamedTuple):
 
 # A token costs about three times as much in the MoE (all its experts are small matrices): fewer steps.
 STEPS = {
-  "dense": Steps(250, 80, 50, 500, 30, 350, 320, 20, 30, 3000, 4000),
+  "dense": Steps(250, 80, 50, 500, 30, 350, 240, 20, 30, 3000, 4000),
   "moe": Steps(200, 60, 40, 400, 30, 150, 300, 20, 20, 2000, 3000),
 }
 QUICK = Steps(100, 30, 20, 200, 8, 60, 100, 5, 10, 500, 800)
