@@ -70,6 +70,7 @@ def test_what_fits_no_model_is_refused(changes, expected):
 def test_a_student_in_the_run_of_its_teacher(tmp_path):
   """Of two processes, the first of which writes what the student reads and evaluates; what is left then, of one."""
   material = run_helpers.Material(tmp_path)
+  off_policy = load(f"{EXPERIMENT}:tiny", []).stages.student_off_policy
   changes = {
     "log_every": 1,
     "pipeline": ("s1", *STUDENT),
@@ -77,7 +78,7 @@ def test_a_student_in_the_run_of_its_teacher(tmp_path):
     "stages.s1.tokens": 4 * 1024,
     "stages.student_s1.tokens": 2 * 1024,
     **{f"stages.{name}.steps": 2 for name in STUDENT[2:]},
-    "stages.student_off_policy.tokens": 2 * 8 * 128,
+    "stages.student_off_policy.tokens": 2 * off_policy.batch_size * off_policy.sequence_length,
   }
   run = Workdir(tmp_path / "run")
   start = lambda processes=1: finish(
