@@ -3,9 +3,9 @@
   python benchmarks/demo.py [--seeds=0,1,2] [--form=quick] [--kills=5] [--workdir=DIR] [--json=FILE]
 
 Each seed is a run of experiments/miniature.py as `make demo` starts it. Its claims are read from what it leaves, with
-95% intervals. With --kills a second run of the first seed gets SIGKILL so often, each time
-at a random moment of the time that the undisturbed run took, and is started again with the same command; in the end
-all its metrics but times, and all evaluations, must be those of the undisturbed run.
+95% intervals. With --kills a second run of the first seed gets SIGKILL so often, each time at a random moment of the
+time that the undisturbed run took, and is started again with the same command; in the end all its metrics but times,
+and all evaluations, must be those of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiment_runs import DEMO_LOG_EVERY, ROOT, demo, metrics, train, training
 
 from qwen3_jax.evaluation.confidence import Estimate, Interval, difference, wilson
 from qwen3_jax.evaluation.result_tables import budget_group
-from qwen3_jax.workdir import Workdir
+from qwen3_jax.workdir import Workdir, read_json
 
 MINUTES = {"": 20.0, "quick": 5.0}
 # What a clock says, or how often a run was started.
@@ -65,7 +65,7 @@ def left(workdir: Path) -> dict[str, Any]:
       for line in metrics(workdir, stage)
     ]
   for path in sorted((workdir / "evaluations").glob("*.json")):
-    found[path.name] = json.loads(path.read_text())
+    found[path.name] = read_json(path)
   return found
 
 
@@ -74,7 +74,7 @@ def claims(workdir: Path) -> list[tuple[str, Estimate, bool]]:
 
   Of pass@1 while training, an interval counts every problem as one answer.
   """
-  problems = json.loads(Workdir(workdir).config.read_text())["stages"]["reasoning_rl"]["evaluate_problems"]
+  problems = read_json(Workdir(workdir).config)["stages"]["reasoning_rl"]["evaluate_problems"]
 
   def pass1(stage: str, of: str = "") -> tuple[Estimate, Estimate]:
     """At its first and last evaluation."""
@@ -90,32 +90,33 @@ def claims(workdir: Path) -> list[tuple[str, Estimate, bool]]:
   thinking, answering = (measured(fused["modes"], f"{mode}/pass@1") for mode in ("think", "no_think"))
   obeying = measured(fused["think_follow"], "all turns/obeys")
   budgets = fused["budget_curve"]
-  well_formed = min(fused["modes"]["metrics"][f"{mode}/well_formed"] for mode in ("think", "no_think"))
-  gained = lambda ends: difference(ends[1], ends[0])
-  reinforced, kept = gained(pass1("reasoning_rl")), difference(thinking, measured(before["budget_curve"], full))
+  well_formed = min(measured(fused["modes"], f"{mode}/well_formed") for mode in ("think", "no_think"))
+  kept = difference(thinking, measured(before["budget_curve"], full))
+  cold, reinforced = pass1("reasoning_rl")
+  by_rl = difference(reinforced, cold)
   # Thinking: without it the teacher is no better than the student.
-  distilled = pass1("student_on_policy", "/think")
-  beside_rl = difference(distilled[1], pass1("student_rl", "/think")[1])
+  (off_policy, distilled), (_, student_rl) = (pass1(f"student_{stage}", "/think") for stage in ("on_policy", "rl"))
+  by_distillation, beside_rl = difference(distilled, off_policy), difference(distilled, student_rl)
   by_thinking = difference(measured(budgets, full), measured(budgets, none))
   return [
-    ("reasoning RL: pass@1 gained", reinforced, reinforced.value > 0),
+    ("reasoning RL: pass@1 gained", by_rl, by_rl.value > 0),
     ("fusion: thinking, less before it", kept, kept.value >= -0.03),
     ("fusion: thinking, less not thinking", difference(thinking, answering), thinking.value > answering.value),
-    ("fusion: answers of the right form", Estimate(well_formed, wilson(well_formed, problems)), well_formed == 1.0),
+    ("fusion: answers of the right form", well_formed, well_formed.value == 1.0),
     ("ThinkFollow: turns that obey", obeying, obeying.value >= 0.98),
     (
       "thinking budget: full, less none; rises",
       by_thinking,
       budgets["metrics"]["monotone"] == 1.0 and by_thinking.value > 0,
     ),
-    ("student thinking: distilled, pass@1 gained", gained(distilled), gained(distilled).value > 0),
+    ("student thinking: distilled, pass@1 gained", by_distillation, by_distillation.value > 0),
     ("student thinking: distilled, less by RL", beside_rl, beside_rl.value >= -0.02),
   ]
 
 
 def _evaluation(workdir: Path, name: str) -> dict[str, Any]:
   """Its tasks by kind."""
-  found = json.loads((workdir / "evaluations" / f"{name}.json").read_text())
+  found = read_json(workdir / "evaluations" / f"{name}.json")
   return {task.partition(":")[0]: result for task, result in found.items()}
 
 

@@ -23,7 +23,11 @@ from experiment_runs import command, train
 
 from qwen3_jax.evaluation.result_tables import budget_group
 
-PROBLEMS = "cups:256:3:1-8:numbered"
+sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/
+from experiments.miniature_fusion import TASK
+from experiments.miniature_reasoning import HELD_OUT
+
+PROBLEMS = TASK.problems.format(count=256, seed=HELD_OUT)
 FOLLOW, LOSS = 0.98, 0.03
 TASKS = {
   "follow": [f"--tasks=think_follow:{PROBLEMS}", "--dialogs=200", "--turns=4"],
@@ -37,7 +41,7 @@ def evaluate(workdir: Path, stage: str, name: str, options: list[str]) -> dict[s
   """Metrics of a task on the end of a stage, also for the report of the run."""
   path = workdir / "evaluations" / f"{name}-{stage}.json"
   path.parent.mkdir(exist_ok=True)
-  common = [*SAMPLING, "--dtype=float32", "--slots=256", "--max_new_tokens=38", f"--json={path}"]
+  common = [*SAMPLING, "--dtype=float32", "--slots=256", f"--max_new_tokens={TASK.answer}", f"--json={path}"]
   command("qwen3_jax.evaluate", f"--checkpoint={workdir / 'stages' / stage}", *options, *common)
   (found,) = json.loads(path.read_text()).values()
   return found["metrics"]

@@ -27,30 +27,23 @@ def cups_problems(count: int, seed: int, lengths: tuple[int, int] = (6, 6), numb
   return list(problems.values())
 
 
-def start(problem: Problem) -> str:
-  """The ball's place before the first swap."""
-  match = re.search(f"[{CUPS}]", problem.prompt)
-  assert match is not None
-  return match[0]
-
-
-def swaps(problem: Problem) -> list[str]:
-  """Pairs of cups."""
-  return re.findall(f"[{CUPS}]{{2}}", problem.prompt)
+def words(problem: Problem) -> list[str]:
+  """The ball's first place, then the pairs of cups that are swapped."""
+  return re.findall(f"[{CUPS}]+", problem.prompt)
 
 
 def places(problem: Problem) -> list[str]:
   """The ball's place after each swap."""
-  place = start(problem)
+  place, *swaps = words(problem)
   found = []
-  for a, b in swaps(problem):
-    place = {a: b, b: a}.get(place, place)
+  for swap in swaps:
+    place = {swap[0]: swap[1], swap[1]: swap[0]}.get(place, place)
     found.append(place)
   return found
 
 
 def is_numbered(problem: Problem) -> bool:
-  return any(character.isdigit() for character in problem.prompt)
+  return problem.prompt[0].isdigit()
 
 
 def _problem(rng: random.Random, length: int, numbered: bool) -> Problem:

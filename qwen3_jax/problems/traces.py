@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from qwen3_jax.data.sources import Document, SourceError
-from qwen3_jax.problems.cups import is_numbered, places, start, swaps
+from qwen3_jax.problems.cups import is_numbered, places, words
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import open_problems
 
@@ -57,8 +57,9 @@ def is_careful(thinking: str) -> bool:
 def _cups(problem: Problem) -> str:
   """The ball's place after every swap; where words have numbers, each is first found and written down."""
   if is_numbered(problem):
-    moves = enumerate(zip(swaps(problem), places(problem), strict=True), 1)
-    return f"0 {start(problem)}" + "".join(f"{number} {swap} {place}" for number, (swap, place) in moves)
+    start, *swaps = words(problem)
+    moves = enumerate(zip(swaps, places(problem), strict=True), 1)
+    return f"0 {start}" + "".join(f"{number} {swap} {place}" for number, (swap, place) in moves)
   return " ".join(places(problem))
 
 

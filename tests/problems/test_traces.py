@@ -5,7 +5,7 @@ import re
 import pytest
 
 from qwen3_jax.data.sources import SourceError, documents, open_source
-from qwen3_jax.problems.cups import cups_problems, places, start
+from qwen3_jax.problems.cups import cups_problems, places, words
 from qwen3_jax.problems.problem import Problem
 from qwen3_jax.problems.sources import check_spec, open_problems
 from qwen3_jax.problems.traces import HASTY, is_careful, steps, traces
@@ -56,7 +56,7 @@ def test_numbered_swaps():
   for p in made:
     written = re.findall(r"(\d) ([a-e]{2}) ([a-e])", steps(p))
     numbers, pairs, found = zip(*written, strict=True)
-    assert p.prompt[:3] == steps(p)[:3] == f"0 {start(p)}"
+    assert p.prompt[:3] == steps(p)[:3] == f"0 {words(p)[0]}"
     assert list(zip(numbers, pairs, strict=True)) == re.findall(r"(\d) ([a-e]{2})", p.prompt)
     assert list(numbers) == [str(n) for n in range(1, len(numbers) + 1)]
     assert list(found) == places(p) and found[-1] == p.reference
