@@ -44,13 +44,13 @@ class Steps(NamedTuple):
 
 # A token costs about three times as much in the MoE (all its experts are small matrices): fewer steps.
 STEPS = {
-  "dense": Steps(250, 80, 50, 500, 30, 350, 240, 20, 30, 3000, 4000),
-  "moe": Steps(200, 60, 40, 400, 30, 150, 300, 20, 20, 2000, 3000),
+  "dense": Steps(250, 80, 50, 500, 30, 350, 240, 32, 30, 3000, 4000),
+  "moe": Steps(200, 60, 40, 400, 30, 150, 300, 32, 20, 2000, 3000),
 }
-QUICK = Steps(100, 30, 20, 200, 8, 60, 100, 5, 10, 500, 800)
+QUICK = Steps(100, 30, 20, 200, 8, 60, 100, 8, 10, 500, 800)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
 PEAK_LR = 3e-3
-STUDENT_LR = 1e-3  # where it goes over from off-policy to on-policy
+STUDENT_RL_LR = 2.5e-4
 SEQUENCE = 128  # S1 and S2
 LONG_SEQUENCE = 512  # S3: four times S1's
 LENGTH_BUCKETS = ((256, 512, 0.75), (64, 256, 0.25))  # S3's of the report, 64 times shorter
@@ -67,6 +67,7 @@ TASK = TASKS["mixed_cups"]._replace(
 )
 DIALOG = 232  # tokens of fusion's
 MEASURED = 128  # problems of an evaluation
+COMPARED = 512  # on which distillation and GRPO are compared
 BUDGETS = ",".join(map(str, range(0, 17, 4)))  # tokens: two, and three for each of up to six swaps
 # As the report samples (section 4.6), but for its penalty, which is for long answers.
 SAMPLING = ("--presence_penalty=0.0", "--slots=256")
@@ -156,12 +157,12 @@ def _add_student(config: ConfigDict, steps: Steps) -> None:
   config.stages.student_s1 = copy.deepcopy(config.stages.s1)
   config.stages.student_s1.model = "student"
   config.stages.student_off_policy = off_policy_stage(TASK, steps.student_off_policy, model="student")
-  # The rate falls over both stages, so that the second does not begin with a jump back up.
-  config.stages.student_off_policy.optimizer.final_lr = STUDENT_LR
   config.stages.student_on_policy = on_policy_stage(
     TASK, steps.student_on_policy, "stage:fusion", model="student", rollout=rollout
   )
-  config.stages.student_on_policy.optimizer.update(schedule="cosine", peak_lr=STUDENT_LR, final_lr=STUDENT_LR / 20)
-  config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=steps.student_rl))
+  config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=steps.student_rl, rl_lr=STUDENT_RL_LR))
   config.stages.student_rl.update(model="student", after="student_off_policy", evaluate_every=10, rollout=rollout)
+  # More problems than elsewhere: the two are compared to a point.
+  for stage in (config.stages.student_on_policy, config.stages.student_rl):
+    stage.update(validation_problems=TASK.problems.format(count=COMPARED, seed=HELD_OUT), evaluate_problems=COMPARED)
   config.pipeline += ("student_s1", "student_off_policy", "student_on_policy", "student_rl")

@@ -18,8 +18,10 @@ from qwen3_jax.config_loading import parse_arg
 
 TASK = TASKS["cups"]
 OFF_POLICY_STEPS = 200
-DISTILL_PROMPTS, DISTILL_STEPS = 128, 20
-EVALUATE_EVERY = 4
+# Every token teaches: few prompts a step are enough, and more steps worth more.
+DISTILL_PROMPTS, DISTILL_STEPS = 32, 32
+DISTILL_LR = 5e-4
+EVALUATE_EVERY = 8
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -53,7 +55,8 @@ def off_policy_stage(task: Task, steps: int, **changes: Any) -> ConfigDict:
     mixture={"answers": 1.0},
     evaluate_every=100,
     evaluate_batches=1,
-    optimizer={"schedule": "cosine", "peak_lr": 3e-3, "final_lr": 3e-4, "warmup_steps": 10, "weight_decay": 0.01},
+    # It ends at the rate of the next stage.
+    optimizer={"schedule": "cosine", "peak_lr": 3e-3, "final_lr": DISTILL_LR, "warmup_steps": 10, "weight_decay": 0.01},
     **changes,
   )
 
@@ -70,6 +73,12 @@ def on_policy_stage(task: Task, steps: int, path: str, **changes: Any) -> Config
     batch_size=DISTILL_PROMPTS,
     steps=steps,
     teachers={"large": teacher(path, dtype="float32")},
-    optimizer={"schedule": "constant", "peak_lr": 1e-3, "final_lr": 0.0, "warmup_steps": 5, "weight_decay": 0.01},
+    optimizer={
+      "schedule": "cosine",
+      "peak_lr": DISTILL_LR,
+      "final_lr": DISTILL_LR / 20,
+      "warmup_steps": 2,
+      "weight_decay": 0.01,
+    },
     **{"rollout": {"slots": 256, "max_new_tokens": task.answer}, **changes},
   )
