@@ -50,7 +50,6 @@ STEPS = {
 QUICK = Steps(100, 30, 20, 200, 8, 60, 100, 8, 10, 500, 800)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
 PEAK_LR = 3e-3
-STUDENT_RL_LR = 2.5e-4
 SEQUENCE = 128  # S1 and S2
 LONG_SEQUENCE = 512  # S3: four times S1's
 LENGTH_BUCKETS = ((256, 512, 0.75), (64, 256, 0.25))  # S3's of the report, 64 times shorter
@@ -160,7 +159,7 @@ def _add_student(config: ConfigDict, steps: Steps) -> None:
   config.stages.student_on_policy = on_policy_stage(
     TASK, steps.student_on_policy, "stage:fusion", model="student", rollout=rollout
   )
-  config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=steps.student_rl, rl_lr=STUDENT_RL_LR))
+  config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=steps.student_rl))
   config.stages.student_rl.update(model="student", after="student_off_policy", evaluate_every=10, rollout=rollout)
   # More problems than elsewhere: the two are compared to a point.
   for stage in (config.stages.student_on_policy, config.stages.student_rl):
