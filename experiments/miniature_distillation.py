@@ -55,8 +55,8 @@ def off_policy_stage(task: Task, steps: int, **changes: Any) -> ConfigDict:
     mixture={"answers": 1.0},
     evaluate_every=100,
     evaluate_batches=1,
-    # It ends at the rate of the next stage.
-    optimizer={"schedule": "cosine", "peak_lr": 3e-3, "final_lr": DISTILL_LR, "warmup_steps": 10, "weight_decay": 0.01},
+    # The next stage anneals it.
+    optimizer={"schedule": "cosine", "peak_lr": 3e-3, "final_lr": 1e-3, "warmup_steps": 10, "weight_decay": 0.01},
     **changes,
   )
 
