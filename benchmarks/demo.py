@@ -74,11 +74,12 @@ def claims(workdir: Path) -> list[tuple[str, Estimate, bool]]:
 
   Of pass@1 while training, an interval counts every problem as one answer.
   """
-  problems = read_json(Workdir(workdir).config)["stages"]["reasoning_rl"]["evaluate_problems"]
+  stages = read_json(Workdir(workdir).config)["stages"]
 
   def pass1(stage: str, of: str = "") -> tuple[Estimate, Estimate]:
     """At its first and last evaluation."""
     found = [line[f"validation/pass@1{of}"] for line in metrics(workdir, stage) if "validation/pass@1" in line]
+    problems = stages[stage]["evaluate_problems"]
     first, last = (Estimate(share, wilson(share, problems)) for share in (found[0], found[-1]))
     return first, last
 

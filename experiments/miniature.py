@@ -26,8 +26,8 @@ MOE = {**DENSE, "intermediate_size": 96, "num_experts": 8, "num_experts_per_toke
 STUDENT = {**SMALL, "hidden_size": 80, "intermediate_size": 240, "head_dim": 20, "initializer_range": 0.09}
 
 
-class Steps(NamedTuple):
-  """Of the stages."""
+class Size(NamedTuple):
+  """Steps of the stages, and how much is read, written and measured."""
 
   s1: int
   s2: int
@@ -40,14 +40,18 @@ class Steps(NamedTuple):
   student_rl: int
   problems: int  # of each mode in fusion
   answered: int  # by the student's teacher
+  megabytes: int = 2  # of each domain's text
+  measured: int = 128  # problems of an evaluation
+  compared: int = 512  # those on which distillation and GRPO are compared
+  dialogs: int = 100
 
 
 # A token costs about three times as much in the MoE (all its experts are small matrices): fewer steps.
-STEPS = {
-  "dense": Steps(250, 80, 50, 500, 30, 350, 240, 32, 30, 3000, 4000),
-  "moe": Steps(200, 60, 40, 400, 30, 150, 300, 32, 20, 2000, 3000),
+SIZES = {
+  "dense": Size(250, 80, 50, 500, 30, 350, 240, 32, 30, 3000, 4000),
+  "moe": Size(200, 60, 40, 400, 30, 150, 300, 32, 20, 2000, 3000),
 }
-QUICK = Steps(100, 30, 20, 200, 8, 60, 100, 8, 10, 500, 800)
+QUICK = Size(100, 30, 20, 200, 8, 60, 100, 8, 10, 500, 800, megabytes=1, measured=32, compared=32, dialogs=30)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
 PEAK_LR = 3e-3
 SEQUENCE = 128  # S1 and S2
@@ -65,8 +69,6 @@ TASK = TASKS["mixed_cups"]._replace(
   problems="cups:{count}:{seed}:2-6:numbered", sequence=66, answer=32, hasty=0.4, sft_rows=16
 )
 DIALOG = 232  # tokens of fusion's
-MEASURED = 128  # problems of an evaluation
-COMPARED = 512  # on which distillation and GRPO are compared
 BUDGETS = ",".join(map(str, range(0, 17, 4)))  # tokens: two, and three for each of up to six swaps
 # As the report samples (section 4.6), but for its penalty, which is for long answers.
 SAMPLING = ("--presence_penalty=0.0", "--slots=256")
@@ -83,25 +85,25 @@ def get_config(arg: str = "") -> ConfigDict:
   config.cpu_devices = 2
   config.mesh.update(data=-1, fsdp=1)
   config.checkpoint.every = 100
-  steps = QUICK if arguments.quick else STEPS[arguments.model]
-  _add_pretraining(config, steps)
+  size = QUICK if arguments.quick else SIZES[arguments.model]
+  _add_pretraining(config, size)
   if arguments.post == "all":
-    _add_post_training(config, steps)
-    _add_student(config, steps)
+    _add_post_training(config, size)
+    _add_student(config, size)
   return recipes.finish(config, arguments)
 
 
-def _add_pretraining(config: ConfigDict, steps: Steps) -> None:
+def _add_pretraining(config: ConfigDict, size: Size) -> None:
   # Enough for all stages, so that tokens are read once; documents of 5% are kept, for the small domains' sake.
   for domain in ("code", "documentation", "multilingual"):
-    config.data.corpora[domain] = corpus(f"python:{domain}", limit_megabytes=2, validation_fraction=0.05)
+    config.data.corpora[domain] = corpus(f"python:{domain}", limit_megabytes=size.megabytes, validation_fraction=0.05)
   config.pipeline = ("s1", "s2", "s3")
   s1 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR, "warmup_steps": 20}
   s2 = {"schedule": "wsd", "peak_lr": PEAK_LR, "final_lr": PEAK_LR / 10, "decay_fraction": 1.0}
   s3 = {"schedule": "cosine", "peak_lr": PEAK_LR / 4, "final_lr": PEAK_LR / 40, "warmup_steps": 5}
-  config.stages.s1 = _pretraining("s1", steps.s1, SEQUENCE, 1e4, s1)
-  config.stages.s2 = _pretraining("s2", steps.s2, SEQUENCE, 1e4, s2)
-  config.stages.s3 = _pretraining("s3", steps.s3, LONG_SEQUENCE, 1e6, s3)
+  config.stages.s1 = _pretraining("s1", size.s1, SEQUENCE, 1e4, s1)
+  config.stages.s2 = _pretraining("s2", size.s2, SEQUENCE, 1e4, s2)
+  config.stages.s3 = _pretraining("s3", size.s3, LONG_SEQUENCE, 1e6, s3)
   config.stages.s3.length_buckets = LENGTH_BUCKETS
 
 
@@ -122,30 +124,34 @@ def _pretraining(
   )
 
 
-def _add_post_training(config: ConfigDict, steps: Steps) -> None:
+def _add_post_training(config: ConfigDict, size: Size) -> None:
   """Post-training of a flagship, but for general RL."""
-  task = TASK._replace(sft_steps=steps.cold_start, rl_steps=steps.reasoning_rl)
+  task = TASK._replace(sft_steps=size.cold_start, rl_steps=size.reasoning_rl)
   add_reasoning(config, task, PEAK_LR)
   config.stages.cold_start.optimizer.update(schedule="wsd", decay_fraction=0.3)
-  add_fusion(config, task, steps.fusion, steps.problems, DIALOG)
-  held_out = task.problems.format(count=MEASURED, seed=HELD_OUT)
+  add_fusion(config, task, size.fusion, size.problems, DIALOG)
+  held_out = task.problems.format(count=size.measured, seed=HELD_OUT)
   options = (*SAMPLING, "--dtype=float32", f"--max_new_tokens={task.answer}", "--samples=4")
   modes, curve = f"modes:{held_out}", f"budget_curve:{held_out}"
+  for stage in (config.stages.reasoning_rl, config.stages.fusion):
+    stage.update(validation_problems=held_out, evaluate_problems=size.measured)
   # Asked plainly: flags are new to it.
   config.evaluations.reasoning = evaluation("reasoning_rl", (curve,), (*options, "--budgets=0"))
   fused = (modes, f"think_follow:{held_out}", curve)
-  config.evaluations.fusion = evaluation("fusion", fused, (*options, f"--budgets={BUDGETS}", "--dialogs=100"))
+  config.evaluations.fusion = evaluation(
+    "fusion", fused, (*options, f"--budgets={BUDGETS}", f"--dialogs={size.dialogs}")
+  )
   config.evaluations.student = evaluation("student_on_policy", (modes,), options)
 
 
-def _add_student(config: ConfigDict, steps: Steps) -> None:
+def _add_student(config: ConfigDict, size: Size) -> None:
   """Strong-to-weak distillation of a smaller model, and GRPO from the same start."""
   config.models.student = base_config().model
   config.models.student.update(STUDENT)
   config.models.student.update(name=f"{config.name}-student", vocab_size=VOCABULARY, unroll_layers=True)
   config.data.written.answers = written_answers(
     "fusion",
-    problems=TASK.problems.format(count=steps.answered, seed=9),
+    problems=TASK.problems.format(count=size.answered, seed=9),
     max_length=TASK.sequence,
     max_new_tokens=TASK.answer,
     slots=256,
@@ -155,13 +161,15 @@ def _add_student(config: ConfigDict, steps: Steps) -> None:
   # Of S1 only; a model that has read no text is slow to learn to look things up.
   config.stages.student_s1 = copy.deepcopy(config.stages.s1)
   config.stages.student_s1.model = "student"
-  config.stages.student_off_policy = off_policy_stage(TASK, steps.student_off_policy, model="student")
+  config.stages.student_off_policy = off_policy_stage(TASK, size.student_off_policy, model="student")
   config.stages.student_on_policy = on_policy_stage(
-    TASK, steps.student_on_policy, "stage:fusion", model="student", rollout=rollout
+    TASK, size.student_on_policy, "stage:fusion", model="student", rollout=rollout
   )
-  config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=steps.student_rl))
+  config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=size.student_rl))
   config.stages.student_rl.update(model="student", after="student_off_policy", evaluate_every=10, rollout=rollout)
   # More problems than elsewhere: the two are compared to a point.
   for stage in (config.stages.student_on_policy, config.stages.student_rl):
-    stage.update(validation_problems=TASK.problems.format(count=COMPARED, seed=HELD_OUT), evaluate_problems=COMPARED)
+    stage.update(
+      validation_problems=TASK.problems.format(count=size.compared, seed=HELD_OUT), evaluate_problems=size.compared
+    )
   config.pipeline += ("student_s1", "student_off_policy", "student_on_policy", "student_rl")
