@@ -12,6 +12,7 @@ EXPERIMENT = "miniature_reasoning"
 CHANGES = {
   "pipeline": ("reasoning_rl",),
   "log_every": 1,
+  "cpu_devices": 2,
   "checkpoint.every": 3,
   "stages.reasoning_rl.steps": 7,
   "stages.reasoning_rl.minibatches": 2,
@@ -35,14 +36,20 @@ def material(tmp_path_factory):
   return material
 
 
-def start(material, workdir, processes=1, **changes):
-  return material.start_tiny(
-    EXPERIMENT, workdir, CHANGES | {"tokenizer.path": material.tokenizer} | changes, processes=processes
-  )
+def start(material, workdir, processes=1):
+  changes = CHANGES | {"tokenizer.path": material.tokenizer, "cpu_devices": CHANGES["cpu_devices"] // processes}
+  return material.start_tiny(EXPERIMENT, workdir, changes, processes=processes)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(material, tmp_path):
-  finish(start(material, tmp_path / "whole")).check()
+@pytest.fixture(scope="module")
+def whole(material, tmp_path_factory):
+  """The work directory of a run of one process that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  finish(start(material, workdir)).check()
+  return workdir
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(material, whole, tmp_path):
   workdir = tmp_path / "killed"
   logged = lambda: max(series(workdir, "reasoning_rl", "loss"), default=0)
   process = start(material, workdir)
@@ -50,26 +57,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(material, tmp_path):
   process.kill()
   assert finish(process).code < 0
   finish(start(material, workdir)).check()
-  whole, resumed = (curves(folder, ["reasoning_rl"])["reasoning_rl"] for folder in (tmp_path / "whole", workdir))
-  assert resumed == whole
+  undisturbed, resumed = (curves(folder, ["reasoning_rl"])["reasoning_rl"] for folder in (whole, workdir))
+  assert resumed == undisturbed
 
-  of = lambda name: [line[name] for line in whole if name in line]
+  of = lambda name: [line[name] for line in undisturbed if name in line]
   assert len(of("rollout/reward")) == 7 and len(set(of("rollout/reward"))) > 1
   assert of("rollout/staleness") == [0, 0, 1, 1, 1, 1, 1]
   assert all(kl >= 0 for kl in of("kl")) and of("kl")[-1] > 0
   assert of("entropy_coefficient")[-1] > of("entropy_coefficient")[0] > 0
-  assert of("validation/pass@1")[0] >= 0 and (tmp_path / "whole" / "report.html").exists()
+  assert of("validation/pass@1")[0] >= 0 and (whole / "report.html").exists()
 
 
-def test_two_processes_are_one(material, tmp_path):
+def test_two_processes_are_one(material, whole, tmp_path):
   """Environments answer on the first alone; rollouts, rewards and losses are those of one process."""
-  curve = {}
-  for processes in (1, 2):
-    folder = tmp_path / str(processes)
-    changes = {"cpu_devices": 2 // processes, "stages.reasoning_rl.steps": 4}
-    finish(start(material, folder, processes, **changes)).check()
-    curve[processes] = curves(folder, ["reasoning_rl"])["reasoning_rl"]
-  assert [line.keys() for line in curve[1]] == [line.keys() for line in curve[2]]
-  for one, two in zip(curve[1], curve[2], strict=True):
+  workdir = tmp_path / "run"
+  finish(start(material, workdir, processes=2)).check()
+  one_process, two_processes = (curves(folder, ["reasoning_rl"])["reasoning_rl"] for folder in (whole, workdir))
+  assert [line.keys() for line in one_process] == [line.keys() for line in two_processes]
+  for one, two in zip(one_process, two_processes, strict=True):
     for name, value in one.items():
       assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
