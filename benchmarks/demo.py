@@ -40,18 +40,20 @@ def run(form: str, seed: int, workdir: Path) -> float:
 
 
 def run_killed(form: str, seed: int, workdir: Path, kills: int, seconds: float) -> list[float]:
-  """Kills the run at random moments, then lets it end; the seconds that each attempt lived."""
-  rng, lived = random.Random(f"kills {seed}"), []
-  for _ in range(kills):
+  """Kills the run at random moments, then lets it end; the seconds that each attempt lived.
+
+  All of them together live for less than `seconds`, which an undisturbed run takes, so that each kill finds it at work.
+  """
+  rng = random.Random(f"kills {seed}")
+  moments = [0.0, *sorted(rng.uniform(0.02, 0.95) * seconds for _ in range(kills))]
+  lived = [after - before for before, after in zip(moments, moments[1:])]
+  for wait in lived:
     command = [sys.executable, "-m", "qwen3_jax.main", *training(demo(form), workdir, seed, DEMO_LOG_EVERY)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    wait = rng.uniform(0.02, 0.4) * seconds
-    try:
-      process.wait(timeout=wait)
-    except subprocess.TimeoutExpired:
-      process.send_signal(signal.SIGKILL)
-      process.wait()
-      lived.append(wait)
+    time.sleep(wait)
+    process.send_signal(signal.SIGKILL)
+    if process.wait() != -signal.SIGKILL:
+      raise RuntimeError(f"{workdir}: the run had ended when it was to be killed")
   run(form, seed, workdir)
   return lived
 
