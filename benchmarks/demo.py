@@ -11,6 +11,7 @@ and all evaluations, must be those of the undisturbed run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import signal
@@ -46,7 +47,7 @@ def run_killed(form: str, seed: int, workdir: Path, kills: int, seconds: float) 
   """
   rng = random.Random(f"kills {seed}")
   moments = [0.0, *sorted(rng.uniform(0.02, 0.95) * seconds for _ in range(kills))]
-  lived = [after - before for before, after in zip(moments, moments[1:])]
+  lived = [after - before for before, after in itertools.pairwise(moments)]
   for wait in lived:
     command = [sys.executable, "-m", "qwen3_jax.main", *training(demo(form), workdir, seed, DEMO_LOG_EVERY)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
