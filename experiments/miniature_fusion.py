@@ -13,7 +13,7 @@ from qwen3_jax.config import corpus, sft_stage, written_fusion
 from qwen3_jax.config_loading import parse_arg
 
 TASK = miniature_reasoning.TASKS["mixed_cups"]
-STEPS, PROBLEMS = 300, 4000  # problems of each mode
+STEPS, PROBLEMS = 450, 4000  # problems of each mode
 ROWS, SEQUENCE = 16, 304  # of dialogs
 BOTH_MODES = {"plain": 0.0, "think": 0.5, "no_think": 0.5}
 
