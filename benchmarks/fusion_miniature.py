@@ -25,9 +25,8 @@ from qwen3_jax.evaluation.result_tables import budget_group
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/
 from experiments.miniature_fusion import TASK
-from experiments.miniature_reasoning import HELD_OUT
 
-PROBLEMS = TASK.problems.format(count=256, seed=HELD_OUT)
+PROBLEMS = TASK._replace(measured=256).held_out
 FOLLOW, LOSS = 0.98, 0.03
 TASKS = {
   "follow": [f"--tasks=think_follow:{PROBLEMS}", "--dialogs=200", "--turns=4"],

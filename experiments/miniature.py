@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments import recipes
 from experiments.miniature_distillation import off_policy_stage, on_policy_stage
 from experiments.miniature_fusion import BOTH_MODES, add_fusion
-from experiments.miniature_reasoning import HELD_OUT, SMALL, TASKS, add_reasoning, grpo_stage
+from experiments.miniature_reasoning import SMALL, TASKS, add_reasoning, grpo_stage
 from qwen3_jax.config import base_config, corpus, evaluation, pretrain_stage, written_answers
 from qwen3_jax.config_loading import parse_arg
 
@@ -126,18 +126,15 @@ def _pretraining(
 
 def _add_post_training(config: ConfigDict, size: Size) -> None:
   """Post-training of a flagship, but for general RL."""
-  task = TASK._replace(sft_steps=size.cold_start, rl_steps=size.reasoning_rl)
+  task = TASK._replace(sft_steps=size.cold_start, rl_steps=size.reasoning_rl, measured=size.measured)
   add_reasoning(config, task, PEAK_LR)
   config.stages.cold_start.optimizer.update(schedule="wsd", decay_fraction=0.3)
   add_fusion(config, task, size.fusion, size.problems, DIALOG)
-  held_out = task.problems.format(count=size.measured, seed=HELD_OUT)
   options = (*SAMPLING, "--dtype=float32", f"--max_new_tokens={task.answer}", "--samples=4")
-  modes, curve = f"modes:{held_out}", f"budget_curve:{held_out}"
-  for stage in (config.stages.reasoning_rl, config.stages.fusion):
-    stage.update(validation_problems=held_out, evaluate_problems=size.measured)
+  modes, curve = f"modes:{task.held_out}", f"budget_curve:{task.held_out}"
   # Asked plainly: flags are new to it.
   config.evaluations.reasoning = evaluation("reasoning_rl", (curve,), (*options, "--budgets=0"))
-  fused = (modes, f"think_follow:{held_out}", curve)
+  fused = (modes, f"think_follow:{task.held_out}", curve)
   config.evaluations.fusion = evaluation(
     "fusion", fused, (*options, f"--budgets={BUDGETS}", f"--dialogs={size.dialogs}")
   )
@@ -146,30 +143,27 @@ def _add_post_training(config: ConfigDict, size: Size) -> None:
 
 def _add_student(config: ConfigDict, size: Size) -> None:
   """Strong-to-weak distillation of a smaller model, and GRPO from the same start."""
+  # More problems than elsewhere: the two are compared to a point.
+  task = TASK._replace(rl_steps=size.student_rl, measured=size.compared)
   config.models.student = base_config().model
   config.models.student.update(STUDENT)
   config.models.student.update(name=f"{config.name}-student", vocab_size=VOCABULARY, unroll_layers=True)
   config.data.written.answers = written_answers(
     "fusion",
-    problems=TASK.problems.format(count=size.answered, seed=9),
-    max_length=TASK.sequence,
-    max_new_tokens=TASK.answer,
+    problems=task.problems.format(count=size.answered, seed=9),
+    max_length=task.sequence,
+    max_new_tokens=task.answer,
     slots=256,
   )
   config.data.corpora.answers = corpus("written:answers", validation_fraction=0.04)
-  rollout = {"slots": 256, "max_new_tokens": TASK.answer, "modes": BOTH_MODES}
+  rollout = {"slots": 256, "max_new_tokens": task.answer, "modes": BOTH_MODES}
   # Of S1 only; a model that has read no text is slow to learn to look things up.
   config.stages.student_s1 = copy.deepcopy(config.stages.s1)
   config.stages.student_s1.model = "student"
-  config.stages.student_off_policy = off_policy_stage(TASK, size.student_off_policy, model="student")
+  config.stages.student_off_policy = off_policy_stage(task, size.student_off_policy, model="student")
   config.stages.student_on_policy = on_policy_stage(
-    TASK, size.student_on_policy, "stage:fusion", model="student", rollout=rollout
+    task, size.student_on_policy, "stage:fusion", model="student", rollout=rollout
   )
-  config.stages.student_rl = grpo_stage(TASK._replace(rl_steps=size.student_rl))
+  config.stages.student_rl = grpo_stage(task)
   config.stages.student_rl.update(model="student", after="student_off_policy", evaluate_every=10, rollout=rollout)
-  # More problems than elsewhere: the two are compared to a point.
-  for stage in (config.stages.student_on_policy, config.stages.student_rl):
-    stage.update(
-      validation_problems=TASK.problems.format(count=size.compared, seed=HELD_OUT), evaluate_problems=size.compared
-    )
   config.pipeline += ("student_s1", "student_off_policy", "student_on_policy", "student_rl")

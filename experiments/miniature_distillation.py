@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import recipes
-from experiments.miniature_reasoning import HELD_OUT, ROPE_THETA, SMALL, TASKS, TRAINED, Task, grpo_stage
+from experiments.miniature_reasoning import ROPE_THETA, SMALL, TASKS, TRAINED, Task, grpo_stage
 from qwen3_jax.config import base_config, corpus, distill_stage, sft_stage, teacher
 from qwen3_jax.config_loading import parse_arg
 
@@ -65,8 +65,8 @@ def on_policy_stage(task: Task, steps: int, path: str, **changes: Any) -> Config
   """Learns from the teacher at `path`."""
   return distill_stage(
     problems=task.problems.format(count=4000, seed=TRAINED),
-    validation_problems=task.problems.format(count=128, seed=HELD_OUT),
-    evaluate_problems=128,
+    validation_problems=task.held_out,
+    evaluate_problems=task.measured,
     sequence_length=task.sequence,
     rope_theta=ROPE_THETA,
     evaluate_every=EVALUATE_EVERY,

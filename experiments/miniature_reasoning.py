@@ -54,6 +54,11 @@ class Task(NamedTuple):
   rl_steps: int = 60
   rl_lr: float = 5e-4
   entropy: float = 0.02  # its target, nats a token
+  measured: int = 128  # held-out problems of an evaluation
+
+  @property
+  def held_out(self) -> str:
+    return self.problems.format(count=self.measured, seed=HELD_OUT)
 
 
 TASKS = {
@@ -159,8 +164,8 @@ def traces_source(task: Task, seed: int = TRACES) -> str:
 def grpo_stage(task: Task) -> ConfigDict:
   return rl_stage(
     problems=task.problems.format(count=2000, seed=TRAINED),
-    validation_problems=task.problems.format(count=128, seed=HELD_OUT),
-    evaluate_problems=128,
+    validation_problems=task.held_out,
+    evaluate_problems=task.measured,
     evaluate_samples=4,
     sequence_length=task.sequence,
     rope_theta=ROPE_THETA,

@@ -15,7 +15,6 @@ pytest.importorskip("libtpu")
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--config=experiments/moe_30b_a3b.py:tiny,stage=s1", "--config.stages.s1.micro_batches=1"]
-DENSE = ["--config=experiments/dense_0_6b.py:tiny,stage=s1", "--config.stages.s1.micro_batches=1"]
 
 
 def run(*arguments):
@@ -89,7 +88,7 @@ def test_stages_that_are_the_same_program_are_compiled_once(tmp_path):
 
 
 def test_sweep(tmp_path):
-  code, output = run(*DENSE, "--topology=v5p:2x2x1", "--sweep", "--sweep_limit=2", f"--json={tmp_path / 'sweep.json'}")
+  code, output = run(*TINY, "--topology=v5p:2x2x1", "--sweep", "--sweep_limit=2", f"--json={tmp_path / 'sweep.json'}")
   assert code == 0, output
   found = json.loads((tmp_path / "sweep.json").read_text())["candidates"]
   assert len(found) == 2 and len({json.dumps(candidate["change"]) for candidate in found}) == 2
@@ -107,7 +106,7 @@ def test_sweep(tmp_path):
   ],
 )
 def test_mistakes_are_named(arguments, says):
-  code, output = run(*DENSE, *arguments)
+  code, output = run(*TINY, *arguments)
   assert code == 1
   assert says in output and "Traceback" not in output
 
