@@ -3,8 +3,9 @@
 S1 -> S2 -> S3 on text that a Python installation holds; then, on tracking a ball under cups (`problems/cups.py`), cold
 start, reasoning RL and thinking-mode fusion; then a smaller student, pre-trained on S1's text, which learns from the
 fused model's answers (off-policy) and from its predictions (on-policy), beside one that goes on by RL. `model=dense`
-(the default) or `model=moe`; `quick` is a fifth of it; `post=none` ends after S3. Nothing is downloaded: the tokenizer
-is trained on the same text. What trades quality against time on two cores is a constant below.
+(the default) or `model=moe`; `quick` has half the layers, and fewer steps of every stage; `post=none` ends after S3.
+Nothing is downloaded: the tokenizer is trained on the same text. What trades quality against time on two cores is a
+constant below.
 """
 
 import copy
@@ -40,6 +41,7 @@ class Size(NamedTuple):
   student_rl: int
   problems: int  # of each mode in fusion
   answered: int  # by the student's teacher
+  layers: int = 4
   megabytes: int = 2  # of each domain's text
   measured: int = 128  # problems of an evaluation
   compared: int = 512  # those on which distillation and GRPO are compared
@@ -51,7 +53,7 @@ SIZES = {
   "dense": Size(250, 80, 50, 500, 30, 350, 240, 32, 30, 3000, 4000),
   "moe": Size(200, 60, 40, 400, 30, 150, 300, 32, 20, 2000, 3000),
 }
-QUICK = Size(100, 30, 20, 200, 8, 60, 100, 8, 10, 500, 800, megabytes=1, measured=32, compared=32, dialogs=30)
+QUICK = Size(100, 30, 20, 200, 8, 60, 100, 8, 10, 500, 800, layers=2, megabytes=1, measured=32, compared=32, dialogs=30)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
 PEAK_LR = 3e-3
 SEQUENCE = 128  # S1 and S2
@@ -78,19 +80,24 @@ def get_config(arg: str = "") -> ConfigDict:
   arguments = parse_arg(arg, **recipes.ARGUMENTS, model=("dense", "moe"), quick=False, post=("all", "none"))
   config = base_config()
   config.name = f"miniature-{arguments.model}"
+  size = QUICK if arguments.quick else SIZES[arguments.model]
   config.model.update(DENSE if arguments.model == "dense" else MOE)
-  config.model.update(name=config.name, vocab_size=VOCABULARY, unroll_layers=True)  # unrolled is faster on a CPU
-  config.tokenizer.update(train_vocab_size=VOCABULARY, train_megabytes=4)
+  _fit(config.model, config.name, size)
+  config.tokenizer.update(train_vocab_size=VOCABULARY, train_megabytes=2 * size.megabytes)
   # One virtual device a core costs the least CPU time a token; each holds a whole copy of so small a model.
   config.cpu_devices = 2
   config.mesh.update(data=-1, fsdp=1)
   config.checkpoint.every = 100
-  size = QUICK if arguments.quick else SIZES[arguments.model]
   _add_pretraining(config, size)
   if arguments.post == "all":
     _add_post_training(config, size)
     _add_student(config, size)
   return recipes.finish(config, arguments)
+
+
+def _fit(model: ConfigDict, name: str, size: Size) -> None:
+  model.update(name=name, num_layers=size.layers, vocab_size=VOCABULARY)
+  model.unroll_layers = True  # faster on a CPU
 
 
 def _add_pretraining(config: ConfigDict, size: Size) -> None:
@@ -147,7 +154,7 @@ def _add_student(config: ConfigDict, size: Size) -> None:
   task = TASK._replace(rl_steps=size.student_rl, measured=size.compared)
   config.models.student = base_config().model
   config.models.student.update(STUDENT)
-  config.models.student.update(name=f"{config.name}-student", vocab_size=VOCABULARY, unroll_layers=True)
+  _fit(config.models.student, f"{config.name}-student", size)
   config.data.written.answers = written_answers(
     "fusion",
     problems=task.problems.format(count=size.answered, seed=9),
