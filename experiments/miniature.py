@@ -53,7 +53,7 @@ SIZES = {
   "dense": Size(250, 80, 50, 500, 30, 350, 240, 32, 30, 3000, 4000),
   "moe": Size(200, 60, 40, 400, 30, 150, 300, 32, 20, 2000, 3000),
 }
-QUICK = Size(100, 30, 20, 200, 8, 60, 100, 8, 10, 500, 800, layers=2, megabytes=1, measured=32, compared=32, dialogs=30)
+QUICK = Size(60, 20, 10, 150, 8, 50, 80, 8, 8, 500, 800, layers=2, megabytes=1, measured=24, compared=24, dialogs=20)
 TOKENS_PER_STEP = 2048  # small: in so short a run more steps are worth more than smoother gradients
 PEAK_LR = 3e-3
 SEQUENCE = 128  # S1 and S2
