@@ -12,7 +12,7 @@ from qwen3_jax.rollout.engine_settings import EngineSettings
 from qwen3_jax.rollout.programs import Programs
 from qwen3_jax.rollout.slot_cache import Copy
 
-_SHORTEST = 128  # tokens; what a shorter one would save is less than compiling for it takes
+_SHORTEST = 64  # tokens
 
 
 class DenseSlots:
@@ -87,6 +87,8 @@ class DenseSlots:
 
 
 def _lengths(longest: int) -> list[int]:
-  """128, 192, 256, 384, ..."""
+  """64, 96, 128, 192, 256, ...; one where two shorter ones would save less than compiling for them takes."""
+  if longest <= 2 * _SHORTEST:
+    return [longest]
   doubled = [_SHORTEST << i for i in range(longest.bit_length())]
   return [n for length in doubled for n in (length, length * 3 // 2) if n < longest] + [longest]

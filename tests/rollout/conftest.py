@@ -29,7 +29,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 @pytest.fixture(autouse=True)
 def one_length(request, monkeypatch):
   """A dense cache of full length from the start: compiling takes most of a test. Of tests marked `grows`, it grows."""
-  monkeypatch.setattr(dense_slots, "_SHORTEST", 64 if "grows" in request.keywords else 1 << 20)
+  monkeypatch.setattr(dense_slots, "_SHORTEST", 48 if "grows" in request.keywords else 1 << 20)
 
 
 @dataclasses.dataclass
