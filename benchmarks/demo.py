@@ -43,10 +43,11 @@ def run(form: str, seed: int, workdir: Path) -> float:
 def run_killed(form: str, seed: int, workdir: Path, kills: int, seconds: float) -> list[float]:
   """Kills the run at random moments, then lets it end; the seconds that each attempt lived.
 
-  All of them together live for less than `seconds`, which an undisturbed run takes, so that each kill finds it at work.
+  All of them together live for little more than half of `seconds`, which an undisturbed run takes that has to compile,
+  so that each kill finds it at work.
   """
   rng = random.Random(f"kills {seed}")
-  moments = [0.0, *sorted(rng.uniform(0.02, 0.95) * seconds for _ in range(kills))]
+  moments = [0.0, *sorted(rng.uniform(0.02, 0.55) * seconds for _ in range(kills))]
   lived = [after - before for before, after in itertools.pairwise(moments)]
   for wait in lived:
     command = [sys.executable, "-m", "qwen3_jax.main", *training(demo(form), workdir, seed, DEMO_LOG_EVERY)]
