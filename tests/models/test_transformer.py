@@ -65,7 +65,7 @@ def test_exact_parameter_counts(name):
   ("hidden", "tied", "experts"), [(64, True, 0), (256, False, 8), (1024, True, 0), (4096, False, 0)]
 )
 def test_initial_loss_is_that_of_a_uniform_guess(hidden, tied, experts):
-  V = 8192 if hidden < 4096 else 2048
+  V = 8192
   config = ModelConfig(
     vocab_size=V,
     num_layers=2,
