@@ -3,7 +3,8 @@
 S1 -> S2 -> S3 on text that a Python installation holds; then, on tracking a ball under cups (`problems/cups.py`), cold
 start, reasoning RL and thinking-mode fusion; then a smaller student, pre-trained on S1's text, which learns from the
 fused model's answers (off-policy) and from its predictions (on-policy), beside one that goes on by RL. `model=dense`
-(the default) or `model=moe`; `quick` has half the layers, and fewer steps of every stage; `post=none` ends after S3.
+(the default) or `model=moe`; `quick` runs all of it in few steps, with a student as large as its teacher, so that few
+programs are compiled: it shows that everything works, not what it is good for; `post=none` ends after S3.
 Nothing is downloaded: the tokenizer is trained on the same text. What trades quality against time on two cores is a
 constant below.
 """
@@ -81,7 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config = base_config()
   config.name = f"miniature-{arguments.model}"
   size = QUICK if arguments.quick else SIZES[arguments.model]
-  config.model.update(DENSE if arguments.model == "dense" else MOE)
+  dense = STUDENT if arguments.quick else DENSE
+  config.model.update(dense if arguments.model == "dense" else MOE)
   _fit(config.model, config.name, size)
   config.tokenizer.update(train_vocab_size=VOCABULARY, train_megabytes=2 * size.megabytes)
   # One virtual device a core costs the least CPU time a token; each holds a whole copy of so small a model.
