@@ -174,9 +174,9 @@ def peak_growth(code, *arguments):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 @pytest.mark.parametrize("experts", (0, 16))
 def test_memory_is_bounded(tmp_path, experts):
-  """Over 400 MB of weights: conversion holds a few pieces, loading one copy on the device and a few pieces."""
+  """About 900 MB of weights: conversion holds a few pieces, loading one copy on the device and a few pieces."""
   config = ModelConfig(
-    num_layers=2 if experts else 3,
+    num_layers=4 if experts else 6,
     hidden_size=2048,
     intermediate_size=1024 if experts else 8192,
     num_experts=experts,
@@ -192,7 +192,7 @@ def test_memory_is_bounded(tmp_path, experts):
   writer.close()
   write_config(tmp_path / "source", config, dtype, {})
   size = sum(file.stat().st_size for file in (tmp_path / "source").iterdir()) >> 20
-  assert size > 400
+  assert size > 700
   for source, target in (("source", "ours"), ("ours", "back")):
     growth = peak_growth(_CONVERT, f"--input={tmp_path / source}", f"--output={tmp_path / target}")
     assert growth < 300, f"{source} -> {target}: {growth} MiB"

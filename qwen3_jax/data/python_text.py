@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from qwen3_jax.data.catalogue import catalogue_documents, language_of
@@ -53,15 +53,15 @@ class PythonText:
   """
 
   def __init__(self, location: str = ""):
+    paths = sysconfig.get_paths()
+    installed = location in ("", *DOMAINS)
     domains = (location,) if location in DOMAINS else DOMAINS
-    files: Callable[[str], tuple[_File, ...]] = _installed_files
-    if location not in ("", *DOMAINS):
-      roots = tuple(dict.fromkeys(Path(name.strip()) for name in location.split(",")))
-      for root in roots:
-        if not root.is_dir():
-          raise SourceError(f"python:{location}: {root} is not a folder")
-      files = functools.partial(_files, roots)
-    self.units = _interleaved({domain: files(domain) for domain in domains})
+    names = [paths["stdlib"], paths["purelib"], paths["platlib"]] if installed else location.split(",")
+    roots = tuple(dict.fromkeys(Path(name.strip()) for name in names))
+    for root in roots:
+      if not root.is_dir():
+        raise SourceError(f"python:{location}: {root} is not a folder")
+    self.units = _installed_units(roots, domains) if installed else _units(roots, domains)
 
   def read(self, unit: _File) -> Iterator[Document]:
     content = unit.path.read_bytes()
@@ -78,24 +78,25 @@ class PythonText:
         yield Document(prose, unit.domain, "en", f"{unit.name}#{number}", replaced if number == 0 else 0)
 
 
-@functools.cache  # read once, however many corpora and their tokenizer come from it
-def _installed_files(domain: str) -> tuple[_File, ...]:
-  paths = sysconfig.get_paths()
-  return _files(tuple(dict.fromkeys(Path(paths[name]) for name in ("stdlib", "purelib", "platlib"))), domain)
-
-
-def _files(roots: Iterable[Path], domain: str) -> tuple[_File, ...]:
-  found = {}
+def _units(roots: tuple[Path, ...], domains: tuple[str, ...]) -> tuple[_File, ...]:
+  by_domain: dict[str, list[_File]] = {}
+  seen = set()
   for root in roots:
     for name in sorted(_walk(root)):
       path = root / name
-      if _domain(path) != domain or (domain == "documentation" and not _TESTS.isdisjoint(name.split(os.sep))):
+      domain = _domain(path)
+      if domain not in domains or (domain == "documentation" and not _TESTS.isdisjoint(name.split(os.sep))):
         continue
       content = path.read_bytes()
       digest = hashlib.sha256(content).digest()
-      if digest not in found and _is_text(content, path):
-        found[digest] = _File(path, name, domain, len(content))
-  return tuple(found.values())
+      if digest in seen or not _is_text(content, path):
+        continue
+      seen.add(digest)
+      by_domain.setdefault(domain, []).append(_File(path, name, domain, len(content)))
+  return tuple(_interleaved(by_domain))
+
+
+_installed_units = functools.cache(_units)  # all files are read for it, and every corpus and the tokenizer asks
 
 
 def _walk(root: Path, folder: str = "") -> Iterator[str]:
@@ -164,7 +165,7 @@ def _prose(path: Path, text: str) -> Iterator[str]:
       yield candidate.strip() + "\n"
 
 
-def _interleaved(by_domain: dict[str, tuple[_File, ...]]) -> list[_File]:
+def _interleaved(by_domain: dict[str, list[_File]]) -> list[_File]:
   """Files in hashed order, next from the domain that has had the fewest bytes."""
   queues = {
     domain: sorted(files, key=lambda file: hashlib.sha256(file.name.encode(errors="replace")).digest(), reverse=True)
